@@ -1,0 +1,7 @@
+"""Parhelion: image backbones built from global and local self-attention."""
+
+from parhelion import layers, models, ops
+from parhelion.models import create_model, list_models, model_info
+from parhelion.version import __version__
+
+__all__ = ["__version__", "create_model", "layers", "list_models", "model_info", "models", "ops"]

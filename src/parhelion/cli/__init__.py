@@ -1,0 +1,75 @@
+"""The command line: `parhelion train | evaluate | predict | models`.
+
+Exit code 0; 2 with one sentence on standard error for a user's mistake; 130 after Ctrl-C.
+"""
+
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from contextlib import suppress
+from importlib import import_module
+
+from parhelion.errors import UserError, nearest
+from parhelion.version import __version__
+
+USER_MISTAKE, INTERRUPTED, PIPE_CLOSED = 2, 130, 141
+
+# Each is a module of this package, with a function `run`.
+VERBS = {
+    "train": "train a recipe on your images",
+    "evaluate": "score a trained model on your images",
+    "predict": "say what is in image files",
+    "models": "list the models, with parameters and multiply-adds",
+}
+
+HELP = """usage: parhelion COMMAND ...
+
+Image backbones from global and local self-attention.
+
+commands:
+{verbs}
+
+parhelion COMMAND --help says more about each; parhelion --version prints {version}.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line on `arguments` (the process's own if None) and return the exit code."""
+    try:
+        with warnings.catch_warnings():
+            if not sys.warnoptions:
+                warnings.simplefilter("ignore")
+            _run(list(sys.argv[1:] if arguments is None else arguments))
+        sys.stdout.flush()
+    except UserError as error:
+        print(f"parhelion: {error}", file=sys.stderr)
+        return USER_MISTAKE
+    except KeyboardInterrupt as interrupt:
+        print(f"parhelion: {interrupt or 'stopped'}", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output has enough; without this Python would complain once more when it exits.
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return PIPE_CLOSED
+    except SystemExit as done:
+        # tyro leaves this way after it printed a help text.
+        return int(done.code or 0)
+    return 0
+
+
+def _run(arguments: list[str]) -> None:
+    if not arguments:
+        raise UserError(f"name a command: {', '.join(VERBS)}; parhelion --help says more")
+    verb, *rest = arguments
+    if verb in ("-h", "--help", "help"):
+        verbs = "\n".join(f"  {name:<10}{text}" for name, text in VERBS.items())
+        print(HELP.format(verbs=verbs, version=__version__), end="")
+    elif verb in ("-V", "--version"):
+        print(f"parhelion {__version__}")
+    elif verb in VERBS:
+        import_module(f"parhelion.cli.{verb}").run(rest)
+    else:
+        offer = nearest(verb, VERBS) or f"; the commands are {', '.join(VERBS)}"
+        raise UserError(f"there is no command {verb!r}{offer}")

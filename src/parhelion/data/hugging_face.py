@@ -1,0 +1,96 @@
+"""hfds/NAME: data sets of the Hugging Face hub, or a local folder in its layout, read through timm."""
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from torch.utils.data import Dataset
+
+from parhelion.data.images import BadImage, open_image
+from parhelion.data.samples import VAL_NAMES, Sample, Source, Split, few, numbered, opening_error, val_name
+from parhelion.errors import UserError
+
+
+class HuggingFaceImages(Dataset[Sample]):
+    """One split; a sample is named by its file or, where the data set holds the bytes, `hfds/NAME:split/17`."""
+
+    def __init__(self, spec: str, split: str, reader: Any, in_chans: int) -> None:
+        self.spec, self.split, self.reader, self.in_chans = spec, split, reader, in_chans
+
+    def class_names(self) -> tuple[str, ...]:
+        """Those of the label column, or the class numbers. Raises UserError for labels that are no class numbers."""
+        labels = self.reader.dataset.unique(self.reader.label_key)
+        wrong = [label for label in labels if not isinstance(label, int) or label < 0]
+        if wrong:
+            raise UserError(
+                f"column '{self.reader.label_key}' of '{self.spec}', split {self.split}, should hold a class number "
+                f"for every image, but it also holds {few([repr(label) for label in wrong])}"
+            )
+        return tuple(self.reader.class_to_idx) or numbered(max(labels, default=-1) + 1)
+
+    def __len__(self) -> int:
+        return len(self.reader)
+
+    def __getitem__(self, index: int) -> Sample:
+        name = f"{self.spec}:{self.split}/{index}"
+        try:
+            stream, target = self.reader[index]
+        except (OSError, TypeError) as error:
+            # TypeError: an empty cell, which timm's reader does not expect.
+            return BadImage(f"cannot read the image {name}: {str(error) or 'no image'}"), -1, name
+        with stream:
+            name = getattr(stream, "name", name)
+            try:
+                return open_image(stream, self.in_chans, name=name), target, name
+            except BadImage as bad:
+                return bad.with_traceback(None), target, name
+
+
+def open_hugging_face(
+    spec: str, *, data_dir: Path | None, download: bool, in_chans: int, splits: Sequence[Split]
+) -> Source:
+    """The data set `spec` as a source, cached in `data_dir`; raises UserError.
+
+    The library fetches by itself what its cache lacks, whatever `download` says; timm offers no other way.
+    """
+    if getattr(find_spec("datasets"), "origin", None) is None:
+        raise UserError(f"'{spec}' needs the package datasets, which is not installed: pip install datasets")
+    import datasets
+
+    try:
+        found = datasets.load_dataset(spec.partition("/")[2], cache_dir=data_dir and str(data_dir))
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        raise opening_error(spec, data_dir, error) from error
+    images = {split: _images(spec, split, found, data_dir, in_chans) for split in splits}
+    class_names = [part.class_names() for part in images.values()]
+    return Source(spec, images.get("train"), images.get("val"), max(class_names, key=len, default=()))
+
+
+def _images(spec: str, split: Split, found: Any, data_dir: Path | None, in_chans: int) -> HuggingFaceImages:
+    # Takes seconds, and only named sources need it.
+    from timm.data import create_dataset
+
+    name = val_name(found) if split == "val" else "train"
+    if name is None or name not in found:
+        wanted = "train" if split == "train" else " or ".join(VAL_NAMES)
+        raise UserError(f"'{spec}' has the splits {', '.join(found)}, but it should have {wanted}")
+    image_column, label_column = _columns(spec, found[name].features)
+    dataset = create_dataset(
+        spec, root=data_dir and str(data_dir), split=name, input_key=image_column, target_key=label_column
+    )
+    return HuggingFaceImages(spec, name, dataset.reader, in_chans)
+
+
+def _columns(spec: str, features: Any) -> tuple[str, str]:
+    """The columns of images and labels: `image` and `label`, else the only one of the kind. Raises UserError."""
+    images = [name for name, feature in features.items() if type(feature).__name__ == "Image"]
+    labels = [name for name, feature in features.items() if type(feature).__name__ == "ClassLabel"]
+    image = "image" if "image" in images else images[0] if len(images) == 1 else None
+    label = "label" if "label" in features else labels[0] if len(labels) == 1 else None
+    if image is None or label is None:
+        raise UserError(
+            f"'{spec}' has the columns {', '.join(features)}, but it should have one column of images, "
+            "named image if there are several, and one of class labels, named label if there are several"
+        )
+    return image, label

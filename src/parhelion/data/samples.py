@@ -1,0 +1,75 @@
+"""What every source hands out: samples, in datasets with an order or in streams."""
+
+from abc import abstractmethod
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from PIL import Image
+from torch.utils.data import Dataset, IterableDataset
+
+from parhelion.data.images import BadImage
+from parhelion.errors import UserError
+
+Split: TypeAlias = Literal["train", "val"]
+
+Sample: TypeAlias = tuple[Image.Image | BadImage, int, str]
+"""The image, or why it cannot be read; its class number (-1: unknown, bad images only); its name."""
+
+VAL_NAMES = ("val", "validation", "valid", "test")
+"""What the evaluation split may be called, the preferred name first."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """What `--data` names, opened; a split that was not asked for is None."""
+
+    name: str
+    train: Dataset[Sample] | None
+    val: Dataset[Sample] | None
+    class_names: tuple[str, ...]
+
+
+class Stream(IterableDataset[Sample]):
+    """Samples that come in the order in which they are stored, each worker process reading its share.
+
+    `make_loader` calls `arrange` once and `set_epoch` before every pass, in the process that reads.
+    """
+
+    @abstractmethod
+    def arrange(self, *, batch: int, workers: int, seed: int) -> None:
+        """Get ready for one loader; raises UserError when so many workers cannot be fed."""
+
+    @abstractmethod
+    def set_epoch(self, epoch: int) -> None:
+        """Make the next pass that of `epoch`: each has an order of its own."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Samples in one pass over all workers."""
+
+    @abstractmethod
+    def __iter__(self) -> Iterator[Sample]: ...
+
+
+def val_name(present: Collection[str]) -> str | None:
+    """What the evaluation split is called among `present`, if it is there."""
+    return next((name for name in VAL_NAMES if name in present), None)
+
+
+def numbered(count: int) -> tuple[str, ...]:
+    """Class names for classes that have none: "0", "1" and so on."""
+    return tuple(map(str, range(count)))
+
+
+def opening_error(spec: str, data_dir: Path | None, error: Exception) -> UserError:
+    """What to raise when the library behind `spec` could not open it."""
+    reason = " ".join((str(error) or type(error).__name__).split())
+    return UserError(f"cannot open '{spec}' in {data_dir or 'its default folder'}: {reason}")
+
+
+def few(names: Sequence[Any], limit: int = 5) -> str:
+    """The first names, comma-separated, and how many more there are."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(map(str, names[:limit])) + more

@@ -1,0 +1,210 @@
+"""wds/NAME: WebDataset shards (tar files) with the `_info.json` that timm's reader needs.
+
+We read the tar files ourselves: timm's reader logs an image or a shard that it cannot read and goes on, and its
+samples have no names.
+"""
+
+import io
+import json
+import tarfile
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, count, groupby, islice
+from pathlib import Path
+from random import Random
+from typing import Any, TypeAlias
+
+from torch.utils.data import get_worker_info
+
+from parhelion.data.images import ENDINGS, BadImage, open_image
+from parhelion.data.samples import VAL_NAMES, Sample, Source, Split, Stream, few, numbered, val_name
+from parhelion.errors import UserError
+
+INFO_NAMES = ("_info.json", "info.json")
+SHUFFLED_AT_ONCE = 2048
+
+Record: TypeAlias = tuple[str, dict[str, bytes]] | BadImage
+"""A sample as stored: its name and its files by ending; or why no more can be read of a shard."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A tar file and how many samples it should hold."""
+
+    file: Path
+    samples: int
+
+
+class Shards(Stream):
+    """The samples of one split; each worker reads every n-th shard. A sample is named `shard.tar/key`.
+
+    Training shuffles the shards, and the samples among the 2,048 read last. Each worker then gives the same number
+    of whole batches, starting over where its shards hold too few; so where shards do not divide evenly among
+    workers, a pass repeats some images and misses others.
+    """
+
+    def __init__(
+        self, shards: Sequence[Shard], *, train: bool, in_chans: int, class_count: int, label_field: str
+    ) -> None:
+        self.shards, self.train, self.in_chans = list(shards), train, in_chans
+        self.class_count, self.label_field = class_count, label_field
+        self.batch, self.workers, self.seed, self.epoch = 1, 1, 0, 0
+
+    def arrange(self, *, batch: int, workers: int, seed: int) -> None:
+        self.batch, self.workers, self.seed = batch, max(1, workers), seed
+        if self.train and self.workers > len(self.shards):
+            raise UserError(
+                f"{len(self.shards)} training shards in {self.shards[0].file.parent} cannot feed {workers} workers; "
+                f"use at most {len(self.shards)}"
+            )
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self._samples_per_worker() * self.workers if self.train else sum(s.samples for s in self.shards)
+
+    def __iter__(self) -> Iterator[Sample]:
+        worker = get_worker_info()
+        share = slice(worker.id, None, worker.num_workers) if worker else slice(None)
+        if not self.train:
+            return map(self._sample, _records(self.shards[share]))
+        # Every worker must shuffle the shards alike, and then its samples in its own way.
+        shards = Random(repr((self.seed, self.epoch))).sample(self.shards, len(self.shards))[share]
+        own = Random(repr((self.seed, self.epoch, worker.id if worker else 0)))
+        passes = (_shuffled(_records(shards), own) for _ in count())
+        return map(self._sample, islice(chain.from_iterable(passes), self._samples_per_worker()))
+
+    def _samples_per_worker(self) -> int:
+        total = sum(shard.samples for shard in self.shards)
+        return -(-total // (self.workers * self.batch)) * self.batch
+
+    def _sample(self, record: Record) -> Sample:
+        if isinstance(record, BadImage):
+            return record, -1, "unknown"
+        name, files = record
+        data = next((data for ending, data in files.items() if f".{ending}" in ENDINGS), None)
+        if data is None:
+            return BadImage(f"cannot read the image {name}: the sample holds {', '.join(files)} only"), -1, name
+        target = self._target(files)
+        if target is None:
+            label = f"'{self.label_field}' in its .json file" if self.label_field else ".cls file"
+            bad = BadImage(f"cannot use the image {name}: its {label} is no number from 0 to {self.class_count - 1}")
+            return bad, -1, name
+        try:
+            return open_image(io.BytesIO(data), self.in_chans, name=name), target, name
+        except BadImage as bad:
+            return bad.with_traceback(None), target, name
+
+    def _target(self, files: dict[str, bytes]) -> int | None:
+        try:
+            target = int(json.loads(files["json"])[self.label_field] if self.label_field else files["cls"])
+        except (LookupError, TypeError, ValueError):
+            return None
+        return target if 0 <= target < self.class_count else None
+
+
+def _records(shards: Iterable[Shard]) -> Iterator[Record]:
+    """The records of all shards; a shard that ends too early adds a BadImage that says so."""
+    for shard in shards:
+        read, reason = 0, "it ends early"
+        try:
+            with tarfile.open(shard.file, "r|*") as tar:
+                files = (member for member in tar if member.isfile())
+                for key, members in groupby(files, key=lambda member: _key_and_ending(member.name)[0]):
+                    yield f"{shard.file.name}/{key}", {_key_and_ending(m.name)[1]: _bytes(tar, m) for m in members}
+                    read += 1
+        except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
+            reason = str(error)
+        if read < shard.samples:
+            yield BadImage(f"cannot read more than {read} of {shard.samples} samples of {shard.file}: {reason}")
+
+
+def _bytes(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    stream = tar.extractfile(member)
+    return stream.read() if stream else b""
+
+
+def _key_and_ending(path: str) -> tuple[str, str]:
+    """`folder/0017` and `jpg` for `folder/0017.JPG`: WebDataset cuts a file name at its first dot."""
+    folder, slash, name = path.rpartition("/")
+    key, _, ending = name.partition(".")
+    return folder + slash + key, ending.lower()
+
+
+def _shuffled(records: Iterable[Record], random: Random) -> Iterator[Record]:
+    held: list[Record] = []
+    for record in records:
+        if len(held) < SHUFFLED_AT_ONCE:
+            held.append(record)
+        else:
+            chosen = random.randrange(len(held))
+            yield held[chosen]
+            held[chosen] = record
+    random.shuffle(held)
+    yield from held
+
+
+def open_shards(spec: str, *, data_dir: Path | None, download: bool, in_chans: int, splits: Sequence[Split]) -> Source:
+    """The shards in `data_dir` as a source; `spec` only names it, as in timm. Raises UserError."""
+    if data_dir is None or not data_dir.is_dir():
+        raise UserError(f"'{spec}' needs a data_dir that is the folder of its shards, not {data_dir}")
+    if download:
+        raise UserError(f"'{spec}' cannot be downloaded; put its shards into {data_dir} and leave download off")
+    info = _info(spec, data_dir)
+    class_names = _class_names(spec, info, data_dir)
+    opened = {split: _shards(spec, split, info, data_dir, in_chans, len(class_names)) for split in splits}
+    return Source(spec, opened.get("train"), opened.get("val"), class_names)
+
+
+def _info(spec: str, folder: Path) -> dict[str, Any]:
+    for name in INFO_NAMES:
+        if (folder / name).is_file():
+            try:
+                info = json.loads((folder / name).read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise UserError(f"{folder / name} is not valid JSON: {error}") from error
+            if isinstance(info, dict) and isinstance(info.get("splits"), dict):
+                return info
+            raise UserError(f'{folder / name} should be a JSON object with an entry "splits", but has none')
+    raise UserError(
+        f"'{spec}' needs a file _info.json beside its shards in {folder}, such as "
+        '{"class_names": ["cat", "dog"], "splits": {"train": {"filenames": ["train-0.tar"], "shard_lengths": [1000]}}}'
+    )
+
+
+def _class_names(spec: str, info: dict[str, Any], folder: Path) -> tuple[str, ...]:
+    names, number = info.get("class_names"), info.get("num_classes")
+    if isinstance(names, list) and names and all(isinstance(name, str) for name in names):
+        return tuple(names)
+    if isinstance(number, int) and number > 0:
+        return numbered(number)
+    raise UserError(
+        f"the _info.json of '{spec}' in {folder} does not tell the classes; add "
+        '"class_names": [...] in the order of the class numbers, or "num_classes": their count'
+    )
+
+
+def _shards(spec: str, split: Split, info: dict[str, Any], folder: Path, in_chans: int, class_count: int) -> Shards:
+    present = info["splits"]
+    name = val_name(present) if split == "val" else "train"
+    if name not in present:
+        wanted = "train" if split == "train" else " or ".join(VAL_NAMES)
+        raise UserError(f"'{spec}' in {folder} has the splits {', '.join(present)}, but it should have {wanted}")
+    names, lengths = present[name].get("filenames"), present[name].get("shard_lengths")
+    if not names or not lengths or len(names) != len(lengths):
+        raise UserError(
+            f'split {name} of \'{spec}\' in {folder} should list its "filenames" and as many "shard_lengths" '
+            "(samples in each) in _info.json"
+        )
+    missing = [file for file in names if not (folder / file).is_file()]
+    if missing:
+        raise UserError(f"shards of '{spec}', split {name}, are missing in {folder}: {few(missing)}")
+    return Shards(
+        [Shard(folder / file, length) for file, length in zip(names, lengths, strict=True)],
+        train=split == "train",
+        in_chans=in_chans,
+        class_count=class_count,
+        label_field=present[name].get("alt_label", ""),
+    )

@@ -1,0 +1,86 @@
+"""tfds/NAME: TensorFlow Datasets, read through timm."""
+
+from collections.abc import Iterator, Sequence
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from parhelion.data.images import MODES, BadImage, as_mode
+from parhelion.data.samples import VAL_NAMES, Sample, Source, Split, Stream, opening_error, val_name
+from parhelion.errors import UserError
+
+
+class TimmStream(Stream):
+    """A streaming reader of timm's; a sample is named `tfds/NAME:split/17`, counted by each worker for itself."""
+
+    def __init__(self, name: str, reader: Any, in_chans: int) -> None:
+        self.name, self.reader, self.in_chans = name, reader, in_chans
+
+    def arrange(self, *, batch: int, workers: int, seed: int) -> None:
+        self.reader.batch_size, self.reader.common_seed = batch, seed
+        # Accelerate hands each process its part of every batch; timm would divide a second time.
+        self.reader.dist_rank, self.reader.dist_num_replicas = 0, 1
+        self.reader.set_loader_cfg(num_workers=workers)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.reader.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return len(self.reader)
+
+    def __iter__(self) -> Iterator[Sample]:
+        for number, (image, target) in enumerate(self.reader):
+            name = f"{self.name}/{number}"
+            try:
+                yield as_mode(image, self.in_chans, name=name), int(target), name
+            except BadImage as bad:
+                yield bad.with_traceback(None), int(target), name
+
+
+def open_tensorflow(
+    spec: str, *, data_dir: Path | None, download: bool, in_chans: int, splits: Sequence[Split]
+) -> Source:
+    """The data set `spec` as a source, kept in `data_dir`; raises UserError."""
+    if getattr(find_spec("tensorflow_datasets"), "origin", None) is None:
+        raise UserError(
+            f"'{spec}' needs the package tensorflow-datasets, which is not installed: "
+            "pip install tensorflow-datasets tensorflow"
+        )
+    try:
+        readers = {split: _reader(spec, split, data_dir, download, in_chans) for split in splits}
+    except UserError:
+        raise
+    except (OSError, ValueError, RuntimeError, LookupError, AssertionError) as error:
+        raise opening_error(spec, data_dir, error) from error
+    opened = {split: TimmStream(f"{spec}:{split}", reader, in_chans) for split, reader in readers.items()}
+    class_names = [_class_names(spec, reader) for reader in readers.values()]
+    return Source(spec, opened.get("train"), opened.get("val"), max(class_names, key=len, default=()))
+
+
+def _reader(spec: str, split: Split, data_dir: Path | None, download: bool, in_chans: int) -> Any:
+    # Takes seconds, and only named sources need it.
+    from timm.data import create_dataset
+
+    tensorflow_datasets = import_module("tensorflow_datasets")
+    root = data_dir and str(data_dir)
+    present = tensorflow_datasets.builder(spec.partition("/")[2], data_dir=root).info.splits
+    name = val_name(present) if split == "val" else "train"
+    if name not in present and not download:
+        wanted = "train" if split == "train" else " or ".join(VAL_NAMES)
+        raise UserError(f"'{spec}' has the splits {', '.join(present) or 'none'}, but it should have {wanted}")
+    return create_dataset(
+        spec,
+        root=root,
+        split=name or "validation",
+        is_training=split == "train",
+        download=download,
+        input_img_mode=MODES[in_chans],
+    ).reader
+
+
+def _class_names(spec: str, reader: Any) -> tuple[str, ...]:
+    names = tuple(reader.class_to_idx)
+    if not names:
+        raise UserError(f"'{spec}' does not tell its classes: it should have a feature 'label' of class labels")
+    return names

@@ -1,0 +1,17 @@
+"""The one error that is the user's to mend."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class UserError(ValueError):
+    """A mistake in what the user gave: one sentence that says what, where and what would be right.
+
+    The command line prints the sentence and exits with code 2; no traceback is shown.
+    """
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A clause that offers the known names nearest to `name`, e.g. `; did you mean halonet_h1 or halonet_h0?`."""
+    close = get_close_matches(name, list(known), n=3, cutoff=0.5)
+    return f"; did you mean {' or '.join(close)}?" if close else ""

@@ -1,0 +1,1 @@
+"""Evaluation: scores of a model, saved classifiers, predictions and their pictures."""

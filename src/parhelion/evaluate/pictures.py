@@ -1,0 +1,203 @@
+"""Pictures of a run as PNG: learning curves, confusion matrix, a sheet of predictions.
+
+Drawn with matplotlib's objects, never pyplot, so nothing global changes and no display is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from parhelion.evaluate.classify import Outcome
+from parhelion.train.atomic import replacement
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from PIL.Image import Image
+
+INK, FAINT, PAPER = "#1f2430", "#8a90a0", "#ffffff"
+BLUE, AMBER, GREEN, RED = "#2f6fb0", "#e08a1e", "#2e8b57", "#c8362f"
+# Beyond these many classes a cell has no room for its number, and not every class for its name.
+CLASSES_WITH_NUMBERS = 20
+CLASSES_WITH_NAMES = 40
+SHEET_COLUMNS = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tile:
+    """One image of a sheet, with what the model took it for."""
+
+    image: Image
+    predicted: str
+    confidence: float
+    true: str
+
+
+def learning_curves(rows: Sequence[Mapping[str, float]], path: Path, title: str) -> None:
+    """Draw loss and accuracy over the epochs of metrics.jsonl's `rows` to `path`."""
+    figure = _figure(10.0, 4.2, title)
+    loss, accuracy = figure.subplots(1, 2)
+    epochs = [row["epoch"] for row in rows]
+    _curve(loss, epochs, [row["train_loss"] for row in rows], AMBER, "training")
+    _curve(loss, epochs, [row["val_loss"] for row in rows], BLUE, "validation")
+    _dress(loss, "loss", epochs)
+    loss.set_ylim(bottom=0)
+    _curve(accuracy, epochs, [100 * row["top5"] for row in rows], GREEN, "top-5")
+    _curve(accuracy, epochs, [100 * row["top1"] for row in rows], BLUE, "top-1")
+    _dress(accuracy, "validation accuracy, %", epochs)
+    top1 = 100 * rows[-1]["top1"]
+    accuracy.annotate(
+        f"{top1:.2f}%",
+        (epochs[-1], top1),
+        xytext=(0, -9),
+        textcoords="offset points",
+        ha="right",
+        va="top",
+        color=BLUE,
+        weight="bold",
+    )
+    low = min(100 * row["top1"] for row in rows)
+    accuracy.set_ylim(bottom=max(0.0, low - 0.25 * (101 - low)), top=101)
+    _save(figure, path)
+
+
+def confusion_matrix(counts: Tensor, class_names: Sequence[str], path: Path, title: str) -> None:
+    """Draw `counts` (true class by row, predicted by column) as percent of each row to `path`."""
+    classes = len(class_names)
+    share = 100 * counts.double() / counts.sum(dim=1, keepdim=True).clamp(min=1)
+    side = min(14.0, max(5.0, 2.6 + 0.56 * min(classes, 20)))
+    figure = _figure(side + 0.8, side, title)
+    axes = figure.subplots()
+    picture = axes.imshow(share.numpy(), cmap="Blues", vmin=0, vmax=100, interpolation="nearest")
+    bar = figure.colorbar(picture, ax=axes, shrink=0.75, pad=0.02, aspect=30)
+    bar.set_label("% of the true class", color=INK)
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(length=0, labelcolor=FAINT)
+    _name_classes(axes, class_names)
+    if classes <= CLASSES_WITH_NUMBERS:
+        _number_cells(axes, share)
+        for edge in range(1, classes):
+            axes.axhline(edge - 0.5, color=PAPER, lw=1)
+            axes.axvline(edge - 0.5, color=PAPER, lw=1)
+    _save(figure, path)
+
+
+def sheet_rows(outcome: Outcome, *, wrong: int, right: int, pool: int) -> list[int]:
+    """Rows of `outcome` worth showing: the most confident mistakes, then right answers from every class.
+
+    Right answers take turns by class, from the surest of a class to its least sure. Only the first `pool` rows
+    are looked at; fewer come out where there are fewer.
+    """
+    sure = outcome.probability[:pool, 0].argsort(descending=True, stable=True)
+    hit = (outcome.top[:, 0] == outcome.target)[sure]
+    mistakes = sure[~hit][:wrong].tolist()
+    queues = [sure[hit & (outcome.target[sure] == name)].tolist() for name in outcome.target.unique()]
+    queues = [queue for queue in queues if queue]
+    turns = -(-right // max(1, len(queues)))
+    chosen = [queue[turn * (len(queue) - 1) // max(1, turns - 1)] for turn in range(turns) for queue in queues]
+    return mistakes + list(dict.fromkeys(chosen))[:right]
+
+
+def prediction_sheet(tiles: Sequence[Tile], path: Path, title: str) -> None:
+    """Draw `tiles` to `path`: mistakes first, marked red with the true name, then right answers."""
+    wrong = [tile for tile in tiles if tile.predicted != tile.true]
+    right = [tile for tile in tiles if tile.predicted == tile.true]
+    bands = [("Most confident mistakes", RED, wrong), ("Right", GREEN, right)]
+    bands = [band for band in bands if band[2]]
+    rows = [-(-len(band[2]) // SHEET_COLUMNS) for band in bands]
+    figure = _figure(1.55 * SHEET_COLUMNS, 0.6 + sum(2.05 * count + 0.35 for count in rows), title)
+    parts = figure.subfigures(len(bands), 1, height_ratios=rows, squeeze=False)[:, 0]
+    for part, count, (name, color, shown) in zip(parts, rows, bands, strict=True):
+        part.suptitle(name, color=color, size=12, weight="bold", x=0.012, ha="left")
+        grid = part.subplots(count, SHEET_COLUMNS, squeeze=False).ravel()
+        for axes, tile in zip(grid, shown, strict=False):
+            _draw_tile(axes, tile, color)
+        for axes in grid[len(shown) :]:
+            axes.set_axis_off()
+    _save(figure, path)
+
+
+def _figure(width: float, height: float, title: str) -> Figure:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained", facecolor=PAPER)
+    figure.suptitle(_plain(title), color=INK, size=13, weight="bold")
+    return figure
+
+
+def _curve(axes: Axes, epochs: Sequence[float], values: Sequence[float], color: str, name: str) -> None:
+    axes.plot(epochs, values, color=color, lw=2, marker="o", ms=4, label=name)
+
+
+def _dress(axes: Axes, label: str, epochs: Sequence[float]) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.set_title(label, color=INK, size=11, loc="left")
+    axes.set_xlabel("epoch", color=INK)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.set_xlim(epochs[0] - 0.3, epochs[-1] + 0.3)
+    axes.grid(axis="y", color="#e4e6ec", lw=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.spines["bottom"].set_color(FAINT)
+    axes.tick_params(color=FAINT, labelcolor=INK, left=False)
+    axes.legend(frameon=False, labelcolor=INK)
+
+
+def _name_classes(axes: Axes, class_names: Sequence[str]) -> None:
+    step = -(-len(class_names) // CLASSES_WITH_NAMES)
+    places = list(range(0, len(class_names), step))
+    names = [_plain(_short(class_names[place], 18)) for place in places]
+    size = 10 if len(places) <= CLASSES_WITH_NUMBERS else 7
+    axes.set_xticks(places, names, rotation=45, ha="right", rotation_mode="anchor", size=size)
+    axes.set_yticks(places, names, size=size)
+    axes.set_xlabel("taken for", color=INK)
+    axes.set_ylabel("true class", color=INK)
+    axes.tick_params(length=0, labelcolor=INK)
+    axes.spines[:].set_visible(False)
+
+
+def _number_cells(axes: Axes, share: Tensor) -> None:
+    for row, column in torch.nonzero(share >= 0.5).tolist():
+        value = share[row, column].item()
+        color = PAPER if value > 55 else INK
+        weight = "bold" if row == column else "normal"
+        axes.text(column, row, f"{value:.0f}", ha="center", va="center", color=color, size=9, weight=weight)
+
+
+def _draw_tile(axes: Axes, tile: Tile, color: str) -> None:
+    small = max(tile.image.size) < 100
+    how: dict[str, Any] = {"interpolation": "nearest" if small else "antialiased"}
+    if tile.image.mode == "L":
+        how |= {"cmap": "gray", "vmin": 0, "vmax": 255}
+    axes.imshow(tile.image, **how)
+    axes.set_box_aspect(1)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for spine in axes.spines.values():
+        spine.set_color(color)
+        spine.set_linewidth(2)
+    text = f"{_short(tile.predicted, 15)} {100 * tile.confidence:.0f}%"
+    if tile.predicted != tile.true:
+        text += f"\ntrue: {_short(tile.true, 15)}"
+    axes.set_xlabel(_plain(text), color=INK, size=8.5)
+
+
+def _short(name: str, length: int) -> str:
+    return name if len(name) <= length else name[: length - 1].rstrip() + "…"
+
+
+def _plain(text: str) -> str:
+    # matplotlib would read what stands between two dollars as a formula.
+    return text.replace("$", r"\$")
+
+
+def _save(figure: Figure, path: Path) -> None:
+    with replacement(path) as temporary:
+        figure.savefig(temporary, dpi=130)

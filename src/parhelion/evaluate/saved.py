@@ -1,0 +1,118 @@
+"""Classifiers as `parhelion train` saves them: weights, class names and preprocessing in one file."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from parhelion.data.transforms import Preprocessing
+from parhelion.errors import UserError
+from parhelion.models.catalog import create_model
+from parhelion.train import checkpoint
+from parhelion.train.record import RECIPE, WEIGHTS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classifier:
+    """A model with all that is needed to use it on an image file."""
+
+    model: nn.Module
+    name: str
+    # What `create_model` was given besides the name.
+    arguments: dict[str, Any]
+    class_names: tuple[str, ...]
+    preprocessing: Preprocessing
+    # Complete epochs of training behind the weights, and the scores after the last of them.
+    epoch: int
+    metrics: dict[str, float]
+
+
+def save_classifier(path: Path, classifier: Classifier) -> None:
+    """Write `classifier` to `path` in one step."""
+    facts = {
+        "model": classifier.name,
+        "model_arguments": classifier.arguments,
+        "class_names": list(classifier.class_names),
+        "preprocessing": classifier.preprocessing.as_dict(),
+        "epoch": classifier.epoch,
+        "metrics": classifier.metrics,
+    }
+    checkpoint.save(path, classifier.model.state_dict(), facts)
+
+
+def load_classifier(path: Path) -> Classifier:
+    """The classifier in a run folder or a .safetensors file, in evaluation mode on the CPU.
+
+    Raises UserError where there is none, the file is damaged or a pickle, or the weights are those of another
+    architecture than they, or the recipe beside them, name.
+    """
+    file = weights_file(path)
+    weights, facts = checkpoint.load(file)
+    missing = [key for key in ("model", "model_arguments", "class_names", "preprocessing") if key not in facts]
+    if missing:
+        raise UserError(f"{file} is no classifier: its header lacks {', '.join(missing)}")
+    expected = _recipe_model(path) or facts["model"]
+    model = create_model(expected, **facts["model_arguments"])
+    misfit = why_not_fit(model, weights)
+    if misfit or expected != facts["model"]:
+        written = f" (written for {facts['model']})" if expected != facts["model"] else ""
+        detail = misfit or "the names differ, though the tensors fit"
+        raise UserError(f"{file}{written} is a checkpoint of another architecture than {expected}: {detail}")
+    model.load_state_dict(weights)
+    return Classifier(
+        model=model.eval(),
+        name=facts["model"],
+        arguments=facts["model_arguments"],
+        class_names=tuple(facts["class_names"]),
+        preprocessing=Preprocessing.from_dict(facts["preprocessing"]),
+        epoch=facts.get("epoch", 0),
+        metrics=facts.get("metrics", {}),
+    )
+
+
+def on_fastest_device(classifier: Classifier) -> Classifier:
+    """`classifier` with its model moved to the first GPU, if there is one."""
+    if torch.cuda.is_available():
+        classifier.model.to("cuda")
+    return classifier
+
+
+def weights_file(path: Path) -> Path:
+    """The weights that `path` means: itself, or the ones in the run folder `path`."""
+    if not path.exists():
+        raise UserError(f"there is no checkpoint or run folder {path}")
+    if path.is_dir():
+        if not (path / WEIGHTS).exists():
+            raise UserError(f"the folder {path} holds no {WEIGHTS}; name a folder that parhelion train wrote")
+        return path / WEIGHTS
+    return path
+
+
+def why_not_fit(model: nn.Module, weights: Mapping[str, Tensor]) -> str | None:
+    """A clause that counts the tensors of `weights` that `model` lacks, misses or shapes otherwise."""
+    wanted = model.state_dict()
+    missing = [name for name in wanted if name not in weights]
+    unexpected = [name for name in weights if name not in wanted]
+    reshaped = [
+        f"{name} is {tuple(weights[name].shape)} for {tuple(tensor.shape)}"
+        for name, tensor in wanted.items()
+        if name in weights and weights[name].shape != tensor.shape
+    ]
+    found = {"missing": missing, "unexpected": unexpected, "of another shape": reshaped}
+    clauses = [f"{len(names)} tensors {what} (first: {names[0]})" for what, names in found.items() if names]
+    return ", ".join(clauses) or None
+
+
+def _recipe_model(path: Path) -> str | None:
+    """The model that the recipe of the run folder `path` names, if it is one."""
+    recipe = path / RECIPE
+    if not recipe.is_file():
+        return None
+    try:
+        return json.loads(recipe.read_text(encoding="utf-8"))["model"]
+    except (json.JSONDecodeError, KeyError, TypeError, OSError) as error:
+        raise UserError(f"{recipe} is damaged ({error})") from error

@@ -1,0 +1,54 @@
+"""A saved classifier against the validation images of a source."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from parhelion.data.loaders import make_loader
+from parhelion.data.sources import Source
+from parhelion.data.transforms import eval_transform
+from parhelion.errors import UserError
+from parhelion.evaluate.classify import Outcome, outcome
+from parhelion.evaluate.saved import Classifier
+from parhelion.train.progress import Progress
+
+
+def validate(
+    classifier: Classifier,
+    source: Source,
+    *,
+    batch: int = 128,
+    workers: int = 0,
+    on_bad_image: Literal["refuse", "skip"] = "refuse",
+    quiet: bool = False,
+) -> Outcome:
+    """What `classifier` says of the validation images of `source`.
+
+    Raises UserError where the source's classes are not those the classifier was trained for.
+    """
+    for name, value, least in (("batch", batch, 1), ("workers", workers, 0)):
+        if value < least:
+            raise UserError(f"{name} is {value}; it must be at least {least}")
+    assert source.val is not None, "open the source with its val split"
+    check_classes(classifier.class_names, source.class_names, source.name)
+    loader = make_loader(
+        source.val,
+        eval_transform(classifier.preprocessing),
+        batch=batch,
+        train=False,
+        workers=workers,
+        on_bad_image=on_bad_image,
+    )
+    with Progress(len(source.val), quiet=quiet) as progress:
+        return outcome(classifier.model, loader, progress)
+
+
+def check_classes(trained: Sequence[str], given: Sequence[str], source: str) -> None:
+    """Raise UserError where the classes of `source` are not those that were trained, in the same order."""
+    if len(trained) != len(given):
+        raise UserError(f"the checkpoint knows {len(trained)} classes, but {source} has {len(given)}")
+    for number, (ours, theirs) in enumerate(zip(trained, given, strict=True)):
+        if ours != theirs:
+            raise UserError(
+                f"class {number} of the checkpoint is {ours!r}, but in {source} it is {theirs!r}; "
+                "the classes must have the same names in the same order"
+            )

@@ -1,0 +1,65 @@
+"""The convolutional twins: the residual networks that the papers compare with, built by the same skeleton.
+
+ResNet "v1.5" (the stride stands on the 3x3 convolution). Squeeze and excitation reduces to 1/8, the only ratio that
+arXiv 2103.12731 prints (COCO recipe). The paper does not say where it stands; we put it before the residual sum.
+"""
+
+from dataclasses import dataclass
+
+from parhelion.layers.operators import Activation, Convolution
+from parhelion.layers.stems import StemKind
+from parhelion.models.resnet import Network, Stage
+from parhelion.models.rows import STRIDES, TINY_BLOCKS, TINY_WIDTHS, WIDTHS, Row
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvNet(Row):
+    """A ResNet: blocks per stage, widths, and what surrounds them."""
+
+    blocks: tuple[int, ...]
+    widths: tuple[int, ...] = WIDTHS
+    bottleneck: float = 4.0
+    se_ratio: float = 0.0
+    act: Activation = "relu"
+    stem: StemKind = "conv7"
+    stem_width: int = 64
+
+    def network(self) -> Network:
+        """The description that the skeleton builds."""
+        stages = (
+            Stage(
+                operator=Convolution(),
+                blocks=blocks,
+                width=width,
+                dim_out=round(width * self.bottleneck),
+                stride=stride,
+                se_ratio=self.se_ratio,
+            )
+            for blocks, width, stride in zip(self.blocks, self.widths, STRIDES, strict=False)
+        )
+        return Network(stem=self.stem, stem_width=self.stem_width, stages=tuple(stages), act=self.act)
+
+
+RESNET, SE_RESNET = "arXiv 1512.03385, stride on the 3x3", "arXiv 2103.12731, Table 8 (R50+SE, R101+SE)"
+
+# fmt: off
+CONVNETS = {
+    "resnet26": ConvNet(
+        blocks=(1, 2, 4, 1), image_px=224, params=13_696_552, multiply_adds=2_342_256_640, source=RESNET),
+    "resnet38": ConvNet(
+        blocks=(2, 3, 5, 2), image_px=224, params=19_626_792, multiply_adds=3_215_720_448, source=RESNET),
+    "resnet50": ConvNet(
+        blocks=(3, 4, 6, 3), image_px=224, params=25_557_032, multiply_adds=4_089_184_256, source=RESNET),
+    "resnet101": ConvNet(
+        blocks=(3, 4, 23, 3), image_px=224, params=44_549_160, multiply_adds=7_801_405_440, source=RESNET),
+    "resnet50_se": ConvNet(
+        blocks=(3, 4, 6, 3), se_ratio=1 / 8, image_px=512,
+        params=30_603_912, multiply_adds=21_360_279_552, source=SE_RESNET),
+    "resnet101_se": ConvNet(
+        blocks=(3, 4, 23, 3), se_ratio=1 / 8, image_px=512,
+        params=54_072_072, multiply_adds=40_759_197_696, source=SE_RESNET),
+    "resnet_tiny": ConvNet(
+        blocks=TINY_BLOCKS, widths=TINY_WIDTHS, stem="conv3", stem_width=32, image_px=32,
+        params=1_376_136, multiply_adds=34_025_472, source="ours: small images"),
+}
+# fmt: on

@@ -1,0 +1,5 @@
+"""Attention along one axis by relative position (arXiv 2010.03019, Fig. 1, lower branch)."""
+
+from parhelion.ops.axial.api import axial_attention
+
+__all__ = ["axial_attention"]

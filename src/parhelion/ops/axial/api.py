@@ -1,0 +1,43 @@
+"""The public function of axial attention: contract, checks, choice of implementation."""
+
+from typing import Literal
+
+from parhelion.ops.axial.contract import Axis, check_axis, check_maps
+from parhelion.ops.axial.reference import axial_attention_reference
+from parhelion.shapes import Float, Tensor
+
+
+def axial_attention(
+    q: Float[Tensor, "b h w n d"],
+    v: Float[Tensor, "b h w n e"],
+    table: Float[Tensor, "offsets d"],
+    *,
+    axis: Axis,
+    impl: Literal["auto", "reference"] = "auto",
+) -> Float[Tensor, "b h w n e"]:
+    """Let every pixel attend to its own column or row by relative position: `sum_i (q_y · table[i - y]) v_i`.
+
+    The embeddings act as keys; there is no softmax and no scale (arXiv 2010.03019, Fig. 1, which shows neither).
+    Cost: (d + e) multiply-adds per pixel, head and pixel of the axis.
+
+    Args:
+        q: Queries.
+        v: Values; their width e may differ from d.
+        table: One embedding per offset, key minus query, shared by the heads. The middle row is offset 0. At least
+            2 L - 1 rows for an axis L pixels long, an odd number; of a longer table the middle rows are used. Cast to
+            the dtype of q.
+        axis: "h" attends along columns (over rows i of the same column), "w" along rows.
+        impl: "auto" chooses the fastest implementation that can run, "reference" is plain PyTorch.
+
+    Returns:
+        One value per pixel, in the dtype of v. Float64, float32, bfloat16 and float16, on any device, contiguous
+        or not.
+
+    Raises:
+        ValueError: shapes that do not fit together, a table too short for the axis, or an unknown choice.
+    """
+    check_axis(axis)
+    check_maps(q, v, table, axis)
+    if impl not in ("auto", "reference"):
+        raise ValueError(f"impl must be 'auto' or 'reference', not {impl!r}")
+    return axial_attention_reference(q, v, table, axis=axis)

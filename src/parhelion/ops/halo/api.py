@@ -1,0 +1,76 @@
+"""The public function of halo attention: contract, checks, choice of implementation."""
+
+from typing import Literal
+
+from parhelion.ops.halo.contract import (
+    Border,
+    Relative,
+    Window,
+    check_maps,
+    check_tables,
+    check_window,
+    table_rows,
+    table_widths,
+)
+from parhelion.ops.halo.reference import halo_attention_reference
+from parhelion.shapes import Float, Tensor
+
+
+def halo_attention(  # noqa: PLR0913  every argument is a choice that the paper names or leaves open
+    q: Float[Tensor, "b qh qw n d"],
+    k: Float[Tensor, "b h w n d"],
+    v: Float[Tensor, "b h w n e"],
+    table_h: Float[Tensor, "rows dh"] | None = None,
+    table_w: Float[Tensor, "rows dw"] | None = None,
+    *,
+    block: int,
+    halo: int,
+    stride: int = 1,
+    border: Border = "zero",
+    scale: float = 1.0,
+    relative: Relative = "halves",
+    impl: Literal["auto", "reference"] = "auto",
+) -> Float[Tensor, "b qh qw n e"]:
+    """Let every pixel attend to the window of its block: the block and `halo` pixels round it.
+
+    The image is cut into tiles of `block` x `block` pixels. All queries of a tile share one window of
+    (block + 2 halo)² keys, and `softmax(scale * (q·k + q·r))` over the whole window weighs the values
+    (arXiv 2103.12731, section 3). No mask centres the window on its pixel, so the operation commutes with shifts
+    by whole blocks only. Cost: (block + 2 halo)² (d + e) multiply-adds per query and head; linear in pixels.
+
+    Args:
+        q: Queries. With `stride` s they stand at pixels 0, s, 2s, ... of each axis: qh = ceil(h / s).
+        k: Keys, on every pixel. Any h and w.
+        v: Values, on every pixel; their width e may differ from d.
+        table_h: One embedding per vertical offset, key minus query, from -(block-1)-halo to (block-1)+halo, so
+            2 block + 2 halo - 1 rows, shared by the heads. Cast to the dtype of q. None: content only.
+        table_w: The same for horizontal offsets.
+        block: Side of a tile in pixels of k.
+        halo: Pixels that the window reaches beyond the tile on every side. 0 gives plain windows; a block as
+            large as the map gives global attention.
+        stride: Keeps every s-th query and the whole window (section 3.2); must divide `block`. The paper does not say
+            which pixel of each s x s; we keep the top-left one, as strided convolutions do. Offsets are true
+            ones, in pixels of k.
+        border: What lies outside the image, be it halo or rounding up to whole blocks. "zero": keys and values
+            of zero, which still have a relative logit and take softmax mass. "masked": no keys at all. The paper says
+            only "with padding at boundaries"; we read it as zeros.
+        scale: Factor on the logits. The paper writes none, so 1.0; pass d ** -0.5 for the usual one.
+        relative: "halves": the first d // 2 channels of q meet `table_h`, the others `table_w` (the paper).
+            "summed": all d channels meet both tables (timm).
+        impl: "auto" chooses the fastest implementation that can run, "reference" is plain PyTorch.
+
+    Returns:
+        One value per query, in the dtype of v. Float64, float32, bfloat16 and float16, on any device, contiguous
+        or not.
+
+    Raises:
+        ValueError: shapes that do not fit together, or an unknown choice; the sentence says which.
+    """
+    window = Window(block, halo, stride, border, scale, relative)
+    check_window(window)
+    check_maps(q, k, v, stride)
+    check_tables(table_h, table_w, table_rows(block, halo), table_widths(q.shape[-1], relative))
+    if impl not in ("auto", "reference"):
+        raise ValueError(f"impl must be 'auto' or 'reference', not {impl!r}")
+    tables = None if table_h is None or table_w is None else (table_h, table_w)
+    return halo_attention_reference(q, k, v, tables, window)

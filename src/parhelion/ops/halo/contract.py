@@ -1,0 +1,78 @@
+"""What `halo_attention` asks of its arguments, in words."""
+
+from typing import Literal, NamedTuple
+
+from torch import Tensor
+
+Border = Literal["zero", "masked"]
+Relative = Literal["halves", "summed"]
+
+
+class Window(NamedTuple):
+    """The choices of `halo_attention`, named as there, for the implementations."""
+
+    block: int
+    halo: int
+    stride: int
+    border: Border
+    scale: float
+    relative: Relative
+
+    @property
+    def side(self) -> int:
+        """Pixels along one side of the window."""
+        return self.block + 2 * self.halo
+
+    @property
+    def queries(self) -> int:
+        """Queries along one side of a block."""
+        return self.block // self.stride
+
+
+def table_rows(block: int, halo: int) -> int:
+    """How many offsets a key can have from a query of its block, per axis: -(block-1)-halo to (block-1)+halo."""
+    return 2 * block + 2 * halo - 1
+
+
+def table_widths(head_dim: int, relative: Relative) -> tuple[int, int]:
+    """Channels of the height and of the width table for queries of `head_dim` channels."""
+    if relative == "summed":
+        return head_dim, head_dim
+    return head_dim // 2, head_dim - head_dim // 2
+
+
+def check_window(window: Window) -> None:
+    """Raise ValueError unless block, halo and stride describe windows, and the choices are known."""
+    block, halo, stride = window.block, window.halo, window.stride
+    if block < 1 or halo < 0 or stride < 1:
+        raise ValueError(f"block and stride must be at least 1, halo at least 0, not {block=}, {stride=}, {halo=}")
+    if block % stride:
+        raise ValueError(f"stride must divide block, so that every block keeps whole queries, not {stride=}, {block=}")
+    if window.border not in ("zero", "masked"):
+        raise ValueError(f"border must be 'zero' or 'masked', not {window.border!r}")
+    if window.relative not in ("halves", "summed"):
+        raise ValueError(f"relative must be 'halves' or 'summed', not {window.relative!r}")
+
+
+def check_maps(q: Tensor, k: Tensor, v: Tensor, stride: int) -> None:
+    """Raise ValueError unless q, k and v are maps of one image batch, with q at the strided pixels."""
+    for name, tensor in (("q", q), ("k", k), ("v", v)):
+        if tensor.ndim != 5:
+            raise ValueError(f"{name} must be (batch, h, w, heads, channels), not of shape {tuple(tensor.shape)}")
+    batch, h, w, heads, head_dim = k.shape
+    if v.shape[:4] != k.shape[:4]:
+        raise ValueError(f"k and v must agree in batch, h, w and heads, not {tuple(k.shape)} and {tuple(v.shape)}")
+    expected = (batch, -(-h // stride), -(-w // stride), heads, head_dim)
+    if tuple(q.shape) != expected:
+        raise ValueError(f"q must be {expected} for k of {tuple(k.shape)} and {stride=}, not {tuple(q.shape)}")
+
+
+def check_tables(table_h: Tensor | None, table_w: Tensor | None, rows: int, widths: tuple[int, int]) -> None:
+    """Raise ValueError unless both tables are absent, or both have a row for every offset."""
+    if (table_h is None) != (table_w is None):
+        raise ValueError("table_h and table_w belong together: give both or neither")
+    for name, table, width in (("table_h", table_h, widths[0]), ("table_w", table_w, widths[1])):
+        if table is not None and tuple(table.shape) != (rows, width):
+            raise ValueError(
+                f"{name} must be ({rows}, {width}) for this block, halo and head, not {tuple(table.shape)}"
+            )

@@ -1,0 +1,66 @@
+"""Halo attention in plain PyTorch: the specification that every kernel is measured against."""
+
+import torch
+import torch.nn.functional as F
+
+from parhelion.ops.halo.contract import Window, table_widths
+from parhelion.shapes import Float, Tensor
+
+
+def halo_attention_reference(
+    q: Float[Tensor, "b qh qw n d"],
+    k: Float[Tensor, "b h w n d"],
+    v: Float[Tensor, "b h w n e"],
+    tables: tuple[Tensor, Tensor] | None,
+    window: Window,
+) -> Float[Tensor, "b qh qw n e"]:
+    """Gather every window, then attend. Letters: block (y, x), query (i, j) in it, key (a, c) in its window."""
+    block, halo = window.block, window.halo
+    tiles = _windows(q * window.scale, window.queries, halo=0)
+    logits = torch.einsum("byixjnd,byaxcnd->byxnijac", tiles, _windows(k, block, halo))
+    if tables is not None:
+        logits = logits + _relative_logits(tiles, tables, window)
+    if window.border == "masked":
+        rows, cols = (_inside(size, window, q.device) for size in k.shape[1:3])
+        seen = rows[:, None, None, None, None, :, None] & cols[:, None, None, None, None, :]
+        logits = logits.masked_fill(~seen, float("-inf"))
+    weights = logits.flatten(-2).softmax(dim=-1).view_as(logits).to(v.dtype)
+    out = torch.einsum("byxnijac,byaxcne->byixjne", weights, _windows(v, block, halo))
+    return out.flatten(3, 4).flatten(1, 2)[:, : q.shape[1], : q.shape[2]].to(v.dtype)
+
+
+def _windows(x: Float[Tensor, "b h w n d"], block: int, halo: int) -> Float[Tensor, "b y a x c n d"]:
+    """Whole blocks of `x`, each with its halo, as (b, blocks_h, window_h, blocks_w, window_w, n, c); zeros outside."""
+    beyond_h, beyond_w = (-size % block + halo for size in x.shape[1:3])
+    x = F.pad(x, (0, 0, 0, 0, halo, beyond_w, halo, beyond_h))
+    for axis, size in ((1, x.shape[1]), (3, x.shape[2])):
+        pixels = _window_pixels(size - 2 * halo, block, halo, x.device) + halo
+        x = x.index_select(axis, pixels.flatten()).unflatten(axis, pixels.shape)
+    return x
+
+
+def _window_pixels(size: int, block: int, halo: int, device: torch.device) -> Tensor:
+    """The pixel (blocks, window) that each window sees along an axis; negative or beyond `size` is outside."""
+    starts = torch.arange(-(-size // block), device=device) * block - halo
+    return starts[:, None] + torch.arange(block + 2 * halo, device=device)
+
+
+def _inside(size: int, window: Window, device: torch.device) -> Tensor:
+    """Which keys (blocks, window) of an axis lie inside the image."""
+    pixels = _window_pixels(size, window.block, window.halo, device)
+    return (pixels >= 0) & (pixels < size)
+
+
+def _relative_logits(
+    q: Float[Tensor, "b y i x j n d"], tables: tuple[Tensor, Tensor], window: Window
+) -> Float[Tensor, "b y x n i j a c"]:
+    """Each axis reads its own table at the true offset key - stride * query, whose lowest value is row 0."""
+    queries = torch.arange(window.queries, device=q.device) * window.stride
+    keys = torch.arange(window.side, device=q.device)
+    rows = keys - queries[:, None] + (window.block - 1)
+    embeddings_h, embeddings_w = (table.to(q.dtype)[rows] for table in tables)
+    split = table_widths(q.shape[-1], window.relative)
+    q_h, q_w = q.split(split, dim=-1) if window.relative == "halves" else (q, q)
+    logits_h = torch.einsum("byixjnd,iad->byxnija", q_h, embeddings_h)
+    logits_w = torch.einsum("byixjnd,jcd->byxnijc", q_w, embeddings_w)
+    return logits_h[..., :, None] + logits_w[..., None, :]

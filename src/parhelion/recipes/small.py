@@ -1,0 +1,44 @@
+"""Recipes for small images, about 32 pixels, that train in minutes on a CPU."""
+
+from parhelion.recipes.recipe import Recipe
+
+
+def small_images(model: str) -> Recipe:
+    """What the recipes below share, so that only the model differs between them."""
+    return Recipe(
+        model=model,
+        image_px=32,
+        epochs=6,
+        batch=128,
+        optimizer="adamw",
+        lr_per_256=4e-3,
+        weight_decay=0.05,
+        clip_norm=1.0,
+        warmup_epochs=1.0,
+        label_smoothing=0.1,
+        crop="padded",
+    )
+
+
+def halonet_tiny() -> Recipe:
+    """A HaloNet for 32-pixel images: halo attention in every stage after the stem.
+
+    parhelion train halonet_tiny --data bundled --out runs/halonet_tiny
+    """
+    return small_images("halonet_tiny")
+
+
+def gsa_tiny() -> Recipe:
+    """A GSA network for 32-pixel images: global attention in every stage after the stem.
+
+    parhelion train gsa_tiny --data bundled --out runs/gsa_tiny
+    """
+    return small_images("gsa_tiny")
+
+
+def resnet_tiny() -> Recipe:
+    """The convolutional twin of halonet_tiny and gsa_tiny, for comparison.
+
+    parhelion train resnet_tiny --data bundled --out runs/resnet_tiny
+    """
+    return small_images("resnet_tiny")

@@ -1,0 +1,30 @@
+"""Fixtures that every test sees."""
+
+from collections.abc import Iterator
+from importlib.util import find_spec
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    """Give every test the same random numbers, whichever tests ran before it."""
+    torch.manual_seed(20103019)
+
+
+@pytest.fixture
+def shapes_unchecked() -> Iterator[None]:
+    """Let unfit arguments reach the library's own checks, as they do for users.
+
+    The pass with jaxtyping and beartype would refuse them first, in words of its own.
+    """
+    if find_spec("jaxtyping") is None:
+        yield
+        return
+    from jaxtyping import config
+
+    before = config.jaxtyping_disable
+    config.update("jaxtyping_disable", True)
+    yield
+    config.update("jaxtyping_disable", before)

@@ -1,0 +1,90 @@
+"""The operations under torch.compile and torch.export."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+from parhelion.ops import axial_attention, content_attention, halo_attention
+
+pytestmark = pytest.mark.compile
+
+HEADS, HEAD_DIM, VALUE_DIM = 3, 5, 7
+
+
+class Operation(nn.Module):
+    """An operation on one packed map, as a layer uses it: (b, h, w, heads, q + k + v channels)."""
+
+    def __init__(self, attend: Callable[..., Tensor], *tables: tuple[int, int], stride: int = 1, **options: Any):
+        super().__init__()
+        self.tables = nn.ParameterList([nn.Parameter(torch.randn(table)) for table in tables])
+        self.attend = partial(attend, **options)
+        self.stride = stride
+        self.needs_keys = attend is not axial_attention
+
+    def forward(self, packed: Tensor) -> Tensor:
+        q, k, v = packed.split((HEAD_DIM, HEAD_DIM, VALUE_DIM), dim=-1)
+        q = q[:, :: self.stride, :: self.stride]
+        return self.attend(*((q, k, v) if self.needs_keys else (q, v)), *self.tables)
+
+
+def halo(stride: int = 1, tables: tuple[tuple[int, int], ...] = ((9, 2), (9, 3)), **options: Any) -> Operation:
+    return Operation(partial(halo_attention, block=4, halo=1, stride=stride, **options), *tables, stride=stride)
+
+
+OPERATIONS = {
+    "halo": halo,
+    "halo, masked and strided": partial(halo, stride=2, border="masked", scale=0.5),
+    "halo, summed": partial(halo, tables=((9, 5), (9, 5)), relative="summed"),
+    "halo, content only, masked": partial(halo, tables=(), border="masked"),
+    "content": partial(Operation, content_attention),
+    "content, normalised queries": partial(Operation, content_attention, normalize_queries=True),
+    "axial, columns": partial(Operation, axial_attention, (31, 5), axis="h"),
+    "axial, rows": partial(Operation, axial_attention, (31, 5), axis="w"),
+}
+operations = pytest.mark.parametrize("build", OPERATIONS.values(), ids=OPERATIONS.keys())
+
+
+def packed(h: int, w: int, batch: int = 2) -> Tensor:
+    return torch.randn(batch, h, w, HEADS, 2 * HEAD_DIM + VALUE_DIM)
+
+
+def result_and_gradients(operation: nn.Module, maps: Tensor) -> list[Tensor]:
+    maps = maps.detach().requires_grad_()
+    out = operation(maps)
+    return [out, *torch.autograd.grad(out.square().sum(), [maps, *operation.parameters()])]
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler():
+    torch.compiler.reset()
+
+
+@operations
+def test_one_graph_gives_the_eager_result_and_gradients(build: Callable[[], Operation]):
+    operation, maps = build(), packed(6, 10)
+    compiled = torch.compile(operation, fullgraph=True)
+    assert_close(result_and_gradients(compiled, maps), result_and_gradients(operation, maps), rtol=1e-4, atol=1e-4)
+
+
+@operations
+def test_one_graph_with_dynamic_sizes_serves_other_sizes(build: Callable[[], Operation]):
+    operation = build()
+    compiled = torch.compile(operation, fullgraph=True, dynamic=True, backend="aot_eager")
+    for h, w in ((6, 10), (13, 7), (3, 5)):
+        maps = packed(h, w)
+        assert_close(result_and_gradients(compiled, maps), result_and_gradients(operation, maps))
+
+
+@operations
+def test_an_export_with_dynamic_sizes_runs_at_other_sizes(build: Callable[[], Operation]):
+    operation = build().eval()
+    dynamic = torch.export.Dim.DYNAMIC
+    exported = torch.export.export(operation, (packed(6, 10),), dynamic_shapes=({0: dynamic, 1: dynamic, 2: dynamic},))
+    for h, w, batch in ((6, 10, 2), (13, 7, 3), (3, 5, 2), (8, 12, 1)):
+        maps = packed(h, w, batch)
+        assert_close(exported.module()(maps), operation(maps))

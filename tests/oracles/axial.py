@@ -1,0 +1,23 @@
+"""Axial attention, one pixel and one offset at a time (arXiv 2010.03019, Fig. 1)."""
+
+from itertools import product
+
+import torch
+from torch import Tensor
+
+
+def axial_oracle(q: Tensor, v: Tensor, table: Tensor, *, axis: str) -> Tensor:
+    """What `axial_attention` must return. Every step is rounded to the dtype given: float64 makes it the truth."""
+    batch, h, w, heads, _ = q.shape
+    middle = len(table) // 2  # the row of offset 0
+    out = v.new_empty(v.shape)
+    for image, row, col, head in product(range(batch), range(h), range(w), range(heads)):
+        query = q[image, row, col, head]
+        if axis == "h":
+            logits = [query @ table[other - row + middle] for other in range(h)]
+            values = [v[image, other, col, head] for other in range(h)]
+        else:
+            logits = [query @ table[other - col + middle] for other in range(w)]
+            values = [v[image, row, other, head] for other in range(w)]
+        out[image, row, col, head] = torch.stack(logits) @ torch.stack(values)
+    return out

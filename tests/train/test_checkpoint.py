@@ -1,0 +1,77 @@
+import pickle
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from parhelion.errors import UserError
+from parhelion.train import checkpoint
+
+FACTS = {"model": "halonet_tiny", "class_names": ["Bag", 'a "quoted" name', "Größe"], "epoch": 3}
+
+
+@pytest.fixture
+def weights():
+    shared = torch.randn(2, 3)
+    return {
+        "conv": torch.randn(2, 3, 5, 7).to(memory_format=torch.channels_last),
+        "part": torch.randn(4, 6)[:, ::2],
+        "first": shared,
+        "tied": shared,
+        "count": torch.tensor(11),
+    }
+
+
+def test_weights_and_facts_come_back_as_they_went(tmp_path, weights):
+    checkpoint.save(tmp_path / "w.safetensors", weights, FACTS)
+    found, facts = checkpoint.load(tmp_path / "w.safetensors")
+    assert facts == FACTS
+    assert found.keys() == weights.keys()
+    assert all(torch.equal(found[name], weights[name]) for name in weights)
+
+
+def test_a_failed_save_keeps_the_last_good_weights(tmp_path, weights, monkeypatch):
+    path = tmp_path / "w.safetensors"
+    checkpoint.save(path, weights, FACTS)
+
+    def dies(tensors, file, metadata):
+        file.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", dies)
+    with pytest.raises(UserError, match="No space left"):
+        checkpoint.save(path, {"conv": torch.zeros(1)}, {})
+    assert checkpoint.load(path)[1] == FACTS
+    assert [file.name for file in tmp_path.iterdir()] == ["w.safetensors"]
+
+
+def test_a_truncated_file_is_one_sentence(tmp_path, weights):
+    path = tmp_path / "w.safetensors"
+    checkpoint.save(path, weights, FACTS)
+    path.write_bytes(path.read_bytes()[:-30])
+    with pytest.raises(UserError, match=r"w\.safetensors is not a whole safetensors file"):
+        checkpoint.load(path)
+
+
+def test_a_pickle_is_refused_and_never_run(tmp_path):
+    class Bomb:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "exploded"), "w"))
+
+    for name in ("w.pt", "w.safetensors"):
+        (tmp_path / name).write_bytes(pickle.dumps(Bomb()))
+        with pytest.raises(UserError, match="pickle|not a whole safetensors"):
+            checkpoint.load(tmp_path / name)
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_weights_of_another_program_are_refused(tmp_path):
+    save_file({"conv": torch.zeros(2)}, tmp_path / "w.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match="does not say which model"):
+        checkpoint.load(tmp_path / "w.safetensors")
+
+
+def test_a_newer_format_is_refused(tmp_path):
+    save_file({"conv": torch.zeros(2)}, tmp_path / "w.safetensors", metadata={"parhelion_format": "99"})
+    with pytest.raises(UserError, match="format 99; this parhelion reads format 1"):
+        checkpoint.load(tmp_path / "w.safetensors")
