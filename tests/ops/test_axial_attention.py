@@ -37,12 +37,12 @@ def test_batch_may_be_one_or_odd(batch: int, axis: str):
 
 @pytest.mark.parametrize("axis", AXES)
 def test_gradients_equal_finite_differences(axis: str):
-    tensors = [tensor.requires_grad_() for tensor in inputs(3, 4, axis, batch=1, heads=2, spare=1)]
+    tensors = [tensor.requires_grad_() for tensor in inputs(6, 10, axis, spare=1)]
 
     def attend(*tensors: Tensor) -> Tensor:
         return axial_attention(*tensors, axis=axis)
 
-    assert torch.autograd.gradcheck(attend, tensors)
+    assert torch.autograd.gradcheck(attend, tensors, fast_mode=True)
 
 
 @pytest.mark.parametrize("axis", AXES)
@@ -110,8 +110,8 @@ def test_every_dtype_is_as_exact_as_the_plain_equation_in_that_dtype(dtype: torc
 @pytest.mark.parametrize("axis", AXES)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_gradients_in_half_precision_stay_within_the_error_budget(dtype: torch.dtype, axis: str):
-    rounded = [tensor.to(dtype) for tensor in inputs(6, 10, axis)]
-    towards = torch.randn(2, 6, 10, 3, 7).to(dtype)
+    rounded = [tensor.to(dtype) for tensor in inputs(3, 5, axis, batch=1)]
+    towards = torch.randn(1, 3, 5, 3, 7).to(dtype)
 
     def gradients(attend, dtype: torch.dtype) -> tuple[Tensor, ...]:
         leaves = [tensor.to(dtype).requires_grad_() for tensor in rounded]
@@ -192,10 +192,10 @@ def test_columns_then_rows_beside_content_equal_gsa_pytorch():
     theirs = pytest.importorskip("gsa_pytorch").GSA(
         4, dim_out=15, dim_key=5, heads=3, rel_pos_length=11, batch_norm=False
     )
-    theirs = theirs.double()
     theirs.to_out = nn.Identity()
-    images = torch.randn(2, 4, 6, 10).double()
+    images = torch.randn(2, 4, 6, 10)
     q, k, v = theirs.to_qkv(images).permute(0, 2, 3, 1).unflatten(-1, (3, 3, 5)).unbind(3)
     columns = axial_attention(q, v, theirs.rel_rows, axis="h")
     out = content_attention(q, k, v) + axial_attention(q, columns, theirs.rel_columns, axis="w")
-    assert_close(out.flatten(-2).permute(0, 3, 1, 2), theirs(images))
+    # In float32, since theirs fails in float64 where positions are on.
+    assert_close(out.flatten(-2).permute(0, 3, 1, 2), theirs(images), rtol=1e-5, atol=1e-5)

@@ -33,12 +33,12 @@ def test_batch_may_be_one_or_odd(batch: int):
 
 @pytest.mark.parametrize("normalize_queries", [False, True])
 def test_gradients_equal_finite_differences(normalize_queries: bool):
-    tensors = [tensor.requires_grad_() for tensor in inputs(3, 4, batch=1, heads=2)]
+    tensors = [tensor.requires_grad_() for tensor in inputs()]
 
     def attend(*tensors: Tensor) -> Tensor:
         return content_attention(*tensors, normalize_queries=normalize_queries)
 
-    assert torch.autograd.gradcheck(attend, tensors)
+    assert torch.autograd.gradcheck(attend, tensors, fast_mode=True)
 
 
 @pytest.mark.parametrize("normalize_queries", [False, True])
@@ -100,8 +100,8 @@ def test_every_dtype_is_as_exact_as_the_plain_equation_in_that_dtype(dtype: torc
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_gradients_in_half_precision_stay_within_the_error_budget(dtype: torch.dtype):
-    rounded = [tensor.to(dtype) for tensor in inputs()]
-    towards = torch.randn(2, 6, 10, 3, 7).to(dtype)
+    rounded = [tensor.to(dtype) for tensor in inputs(3, 5, batch=1)]
+    towards = torch.randn(1, 3, 5, 3, 7).to(dtype)
 
     def gradients(attend, dtype: torch.dtype) -> tuple[Tensor, ...]:
         leaves = [tensor.to(dtype).requires_grad_() for tensor in rounded]

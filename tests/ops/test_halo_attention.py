@@ -123,14 +123,12 @@ def test_one_masked_block_over_the_map_is_global_attention():
 @pytest.mark.parametrize("border", BORDERS)
 @pytest.mark.parametrize("stride", [1, 2])
 def test_gradients_equal_finite_differences(stride: int, border: str, relative: str):
-    q, k, v, *tables = inputs(3, 5, 2, 1, stride, relative, batch=1, head_dim=3)
-    maps = [tensor[:, :, :, :2].clone() for tensor in (q, k, v[..., :2])]
-    tensors = [tensor.requires_grad_() for tensor in (*maps, *tables)]
+    tensors = [tensor.requires_grad_() for tensor in inputs(5, 7, 4, 1, stride, relative)]
 
     def attend(*tensors: Tensor) -> Tensor:
-        return halo_attention(*tensors, block=2, halo=1, stride=stride, border=border, relative=relative, scale=0.8)
+        return halo_attention(*tensors, block=4, halo=1, stride=stride, border=border, relative=relative, scale=0.8)
 
-    assert torch.autograd.gradcheck(attend, tensors)
+    assert torch.autograd.gradcheck(attend, tensors, fast_mode=True)
 
 
 # The border
@@ -308,9 +306,9 @@ def test_every_dtype_is_as_exact_as_the_plain_equation_in_that_dtype(
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("border", BORDERS)
 def test_gradients_in_half_precision_stay_within_the_error_budget(border: str, dtype: torch.dtype):
-    options = {"block": 3, "halo": 1, "border": border, "scale": 5**-0.5}
-    rounded = [tensor.to(dtype) for tensor in inputs(5, 7, 3, 1)]
-    towards = torch.randn(2, 5, 7, 3, 7).to(dtype)
+    options = {"block": 2, "halo": 1, "border": border, "scale": 5**-0.5}
+    rounded = [tensor.to(dtype) for tensor in inputs(3, 5, 2, 1, batch=1)]
+    towards = torch.randn(1, 3, 5, 3, 7).to(dtype)
 
     def gradients(attend, dtype: torch.dtype) -> tuple[Tensor, ...]:
         leaves = [tensor.to(dtype).requires_grad_() for tensor in rounded]

@@ -3,6 +3,7 @@
 from itertools import product
 
 import torch
+from oracles.vectors import vectors
 from torch import Tensor
 
 
@@ -10,14 +11,15 @@ def axial_oracle(q: Tensor, v: Tensor, table: Tensor, *, axis: str) -> Tensor:
     """What `axial_attention` must return. Every step is rounded to the dtype given: float64 makes it the truth."""
     batch, h, w, heads, _ = q.shape
     middle = len(table) // 2  # the row of offset 0
-    out = v.new_empty(v.shape)
+    queries, values, embeddings = vectors(q), vectors(v), vectors(table)
+    out = []
     for image, row, col, head in product(range(batch), range(h), range(w), range(heads)):
-        query = q[image, row, col, head]
+        query = queries[image][row][col][head]
         if axis == "h":
-            logits = [query @ table[other - row + middle] for other in range(h)]
-            values = [v[image, other, col, head] for other in range(h)]
+            logits = [query @ embeddings[other - row + middle] for other in range(h)]
+            seen = [values[image][other][col][head] for other in range(h)]
         else:
-            logits = [query @ table[other - col + middle] for other in range(w)]
-            values = [v[image, row, other, head] for other in range(w)]
-        out[image, row, col, head] = torch.stack(logits) @ torch.stack(values)
-    return out
+            logits = [query @ embeddings[other - col + middle] for other in range(w)]
+            seen = [values[image][row][other][head] for other in range(w)]
+        out.append(torch.stack(logits) @ torch.stack(seen))
+    return torch.stack(out).view(v.shape)

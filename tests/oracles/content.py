@@ -3,6 +3,7 @@
 from itertools import product
 
 import torch
+from oracles.vectors import vectors
 from torch import Tensor
 
 
@@ -10,16 +11,18 @@ def content_oracle(q: Tensor, k: Tensor, v: Tensor, *, normalize_queries: bool =
     """What `content_attention` must return. Every step is rounded to the dtype given: float64 makes it the truth."""
     batch, h, w, heads, head_dim = q.shape
     pixels = list(product(range(h), range(w)))
-    out = v.new_empty(v.shape)
+    queries, keys, values = vectors(q), vectors(k), vectors(v)
+    out = []
     for image, head in product(range(batch), range(heads)):
+        seen = torch.stack([values[image][row][col][head] for row, col in pixels])
         summaries = []
         for channel in range(head_dim):
-            keys = torch.stack([k[image, row, col, head, channel] for row, col in pixels])
-            values = torch.stack([v[image, row, col, head] for row, col in pixels])
-            summaries.append(keys.softmax(0) @ values)
+            logits = torch.stack([keys[image][row][col][head][channel] for row, col in pixels])
+            summaries.append(logits.softmax(0) @ seen)
+        summary = torch.stack(summaries)
         for row, col in pixels:
-            query = q[image, row, col, head]
+            query = queries[image][row][col][head]
             if normalize_queries:
                 query = query.softmax(0)
-            out[image, row, col, head] = query @ torch.stack(summaries)
-    return out
+            out.append(query @ summary)
+    return torch.stack(out).view(batch, heads, h, w, -1).movedim(1, 3)

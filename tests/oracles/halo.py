@@ -1,9 +1,9 @@
 """Halo attention, one query and one key at a time (arXiv 2103.12731, section 3)."""
 
 from itertools import product
-from typing import Any
 
 import torch
+from oracles.vectors import vectors
 from torch import Tensor
 
 
@@ -24,11 +24,11 @@ def halo_oracle(  # noqa: PLR0913  the arguments of halo_attention
     """What `halo_attention` must return. Every step is rounded to the dtype given: float64 makes it the truth."""
     _, h, w, _, head_dim = k.shape
     middle = block - 1 + halo  # the row of offset 0, since the first row is offset -(block-1)-halo
-    keys, values = vectors(k), vectors(v)
+    queries, keys, values = vectors(q), vectors(k), vectors(v)
     padding_value = v.new_zeros(v.shape[-1])
-    out = v.new_empty(*q.shape[:4], v.shape[-1])
+    out = []
     for image, i, j, head in product(*map(range, q.shape[:4])):
-        query, row, col = q[image, i, j, head], i * stride, j * stride
+        query, row, col = queries[image][i][j][head], i * stride, j * stride
         # How well the query fits each offset: one number per row of the tables.
         query_h, query_w = (query, query) if relative == "summed" else (query[: head_dim // 2], query[head_dim // 2 :])
         fits_h = [] if table_h is None else [query_h @ embedding for embedding in table_h]
@@ -46,13 +46,8 @@ def halo_oracle(  # noqa: PLR0913  the arguments of halo_attention
                 logit = logit + (fits_h[key_row - row + middle] + fits_w[key_col - col + middle])
             logits.append(scale * logit)
             seen.append(value)
-        out[image, i, j, head] = torch.stack(logits).softmax(0) @ torch.stack(seen)
-    return out
-
-
-def vectors(tensor: Tensor) -> Any:
-    """Nested lists that end in vectors, so that x[image][row][col][head] costs no tensor operation."""
-    return tensor if tensor.ndim == 1 else [vectors(part) for part in tensor.unbind()]
+        out.append(torch.stack(logits).softmax(0) @ torch.stack(seen))
+    return torch.stack(out).view(*q.shape[:4], v.shape[-1])
 
 
 def window(pixel: int, block: int, halo: int) -> range:

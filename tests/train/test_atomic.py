@@ -6,12 +6,17 @@ from parhelion.errors import UserError
 from parhelion.train.atomic import replacement, write_json, write_text
 
 
+def _fail_half_way(target):
+    with replacement(target) as temporary:
+        temporary.write_text("ne")
+        raise RuntimeError("half way")
+
+
 def test_a_failing_block_leaves_the_old_file_and_no_other(tmp_path):
     target = tmp_path / "notes.txt"
     write_text(target, "old")
-    with pytest.raises(RuntimeError, match="half way"), replacement(target) as temporary:
-        temporary.write_text("ne")
-        raise RuntimeError("half way")
+    with pytest.raises(RuntimeError, match="half way"):
+        _fail_half_way(target)
     assert target.read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 

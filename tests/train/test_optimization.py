@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import nn
@@ -20,7 +22,7 @@ def rates(**changes):
 
 def test_the_rate_rises_in_a_line_and_falls_in_half_a_cosine():
     found = rates()
-    rises = [later - earlier for earlier, later in zip(found[:WARMUP], found[1 : WARMUP + 1], strict=True)]
+    rises = [later - earlier for earlier, later in pairwise(found[: WARMUP + 1])]
     assert found[0] > 0
     assert rises == pytest.approx([rises[0]] * WARMUP)
     assert max(found) == found[WARMUP] == pytest.approx(PEAK)

@@ -18,9 +18,9 @@ class Arguments:
     """Run folder or .safetensors file that parhelion train wrote."""
     data: str
     """Images: a folder with val/ of class folders, `bundled`, or a dataset as timm names it (torch/..., hfds/...,
-    wds/...); its classes must be the checkpoint's."""
-    data_dir: str | None = None
-    """Where a torch/, hfds/ or wds/ dataset lies on disk."""
+    wds/..., tfds/...); its classes must be the checkpoint's."""
+    data_dir: Path | None = None
+    """Where a torch/, hfds/, wds/ or tfds/ dataset lies on disk."""
     download: bool = False
     """Allow the dataset to be downloaded."""
     batch: int = 128

@@ -28,11 +28,11 @@ class Arguments:
 
     data: str
     """Images: a folder with train/ and val/ of class folders, `bundled`, or a dataset as timm names it
-    (torch/..., hfds/..., wds/...)."""
+    (torch/..., hfds/..., wds/..., tfds/...)."""
     out: Path
     """Folder for recipe, metrics, weights and pictures; must not hold a run yet."""
-    data_dir: str | None = None
-    """Where a torch/, hfds/ or wds/ dataset lies on disk."""
+    data_dir: Path | None = None
+    """Where a torch/, hfds/, wds/ or tfds/ dataset lies on disk."""
     download: bool = False
     """Allow the dataset to be downloaded."""
     recipe: Recipe

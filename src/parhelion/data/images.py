@@ -40,7 +40,7 @@ class BadImage(UserError):  # noqa: N818
     def __init__(self, sentence: str) -> None:
         # A loader's worker process hands an error on as "Caught BadImage in ...", the traceback in that process,
         # and the sentence on the last line; what arrives should be the sentence.
-        if sentence.startswith("Caught ") and "\nOriginal Traceback" in sentence:
+        if sentence.startswith("Caught BadImage ") and "\n" in sentence:
             sentence = sentence.rstrip("\n").rpartition("\n")[2].partition(": ")[2]
         super().__init__(sentence)
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from PIL.Image import Image
 
-INK, FAINT, PAPER = "#1f2430", "#8a90a0", "#ffffff"
+INK, FAINT, PAPER, EMPTY = "#1f2430", "#8a90a0", "#ffffff", "#f5f6f9"
 BLUE, AMBER, GREEN, RED = "#2f6fb0", "#e08a1e", "#2e8b57", "#c8362f"
 # Beyond these many classes a cell has no room for its number, and not every class for its name.
 CLASSES_WITH_NUMBERS = 20
@@ -71,14 +71,14 @@ def confusion_matrix(counts: Tensor, class_names: Sequence[str], path: Path, tit
     """Draw `counts` (true class by row, predicted by column) as percent of each row to `path`."""
     classes = len(class_names)
     share = 100 * counts.double() / counts.sum(dim=1, keepdim=True).clamp(min=1)
-    side = min(14.0, max(5.0, 2.6 + 0.56 * min(classes, 20)))
-    figure = _figure(side + 0.8, side, title)
+    side = min(13.0, max(5.0, 2.4 + 0.56 * classes))
+    figure = _figure(side, side, title)
     axes = figure.subplots()
-    picture = axes.imshow(share.numpy(), cmap="Blues", vmin=0, vmax=100, interpolation="nearest")
-    bar = figure.colorbar(picture, ax=axes, shrink=0.75, pad=0.02, aspect=30)
-    bar.set_label("% of the true class", color=INK)
-    bar.outline.set_visible(False)
-    bar.ax.tick_params(length=0, labelcolor=FAINT)
+    right = torch.eye(classes, dtype=torch.bool)
+    _heat(axes, share.masked_fill(~right, torch.nan), "Blues")
+    _heat(axes, share.masked_fill(right | (share == 0), torch.nan), "Oranges")
+    axes.set_facecolor(EMPTY)
+    axes.set_title("% of each true class; blue: right, orange: mistaken", color=INK, size=10, loc="left")
     _name_classes(axes, class_names)
     if classes <= CLASSES_WITH_NUMBERS:
         _number_cells(axes, share)
@@ -111,8 +111,10 @@ def prediction_sheet(tiles: Sequence[Tile], path: Path, title: str) -> None:
     bands = [("Most confident mistakes", RED, wrong), ("Right", GREEN, right)]
     bands = [band for band in bands if band[2]]
     rows = [-(-len(band[2]) // SHEET_COLUMNS) for band in bands]
-    figure = _figure(1.55 * SHEET_COLUMNS, 0.6 + sum(2.05 * count + 0.35 for count in rows), title)
-    parts = figure.subfigures(len(bands), 1, height_ratios=rows, squeeze=False)[:, 0]
+    # In inches: a heading, and for each row an image with its lines of text.
+    heights = [0.4 + count * (1.62 + 0.17 * (band[2] is wrong)) for count, band in zip(rows, bands, strict=True)]
+    figure = _figure(1.45 * SHEET_COLUMNS, 0.5 + sum(heights), title)
+    parts = figure.subfigures(len(bands), 1, height_ratios=heights, squeeze=False)[:, 0]
     for part, count, (name, color, shown) in zip(parts, rows, bands, strict=True):
         part.suptitle(name, color=color, size=12, weight="bold", x=0.012, ha="left")
         grid = part.subplots(count, SHEET_COLUMNS, squeeze=False).ravel()
@@ -125,10 +127,19 @@ def prediction_sheet(tiles: Sequence[Tile], path: Path, title: str) -> None:
 
 def _figure(width: float, height: float, title: str) -> Figure:
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    figure = Figure(figsize=(width, height), layout="constrained", facecolor=PAPER)
+    layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.06)
+    figure = Figure(figsize=(width, height), layout=layout, facecolor=PAPER)
     figure.suptitle(_plain(title), color=INK, size=13, weight="bold")
     return figure
+
+
+def _heat(axes: Axes, share: Tensor, colors: str) -> None:
+    from matplotlib.colors import PowerNorm
+
+    # A power below one, so that a few percent are seen as well.
+    axes.imshow(share.numpy(), cmap=colors, norm=PowerNorm(0.5, 0, 100), interpolation="nearest")
 
 
 def _curve(axes: Axes, epochs: Sequence[float], values: Sequence[float], color: str, name: str) -> None:
@@ -164,9 +175,9 @@ def _name_classes(axes: Axes, class_names: Sequence[str]) -> None:
 
 
 def _number_cells(axes: Axes, share: Tensor) -> None:
-    for row, column in torch.nonzero(share >= 0.5).tolist():
+    for row, column in torch.nonzero(share.round() >= 1).tolist():
         value = share[row, column].item()
-        color = PAPER if value > 55 else INK
+        color = PAPER if value > 40 else INK
         weight = "bold" if row == column else "normal"
         axes.text(column, row, f"{value:.0f}", ha="center", va="center", color=color, size=9, weight=weight)
 

@@ -1,10 +1,12 @@
 """A saved classifier against the validation images of a source."""
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Sequence, Sized
+from typing import Literal, cast
+
+from torch.utils.data import Dataset
 
 from parhelion.data.loaders import make_loader
-from parhelion.data.sources import Source
+from parhelion.data.sources import Sample, Source
 from parhelion.data.transforms import eval_transform
 from parhelion.errors import UserError
 from parhelion.evaluate.classify import Outcome, outcome
@@ -38,8 +40,14 @@ def validate(
         workers=workers,
         on_bad_image=on_bad_image,
     )
-    with Progress(len(source.val), quiet=quiet) as progress:
+    with Progress(image_count(source.val), quiet=quiet) as progress:
         return outcome(classifier.model, loader, progress)
+
+
+def image_count(samples: Dataset[Sample] | None) -> int:
+    """Images in one split of a source; 0 for a split that was not opened."""
+    # torch's Dataset promises no length; those of a source have one.
+    return 0 if samples is None else len(cast("Sized", samples))
 
 
 def check_classes(trained: Sequence[str], given: Sequence[str], source: str) -> None:

@@ -59,7 +59,7 @@ CONVNETS = {
         blocks=(3, 4, 23, 3), se_ratio=1 / 8, image_px=512,
         params=54_072_072, multiply_adds=40_759_197_696, source=SE_RESNET),
     "resnet_tiny": ConvNet(
-        blocks=TINY_BLOCKS, widths=TINY_WIDTHS, stem="conv3", stem_width=32, image_px=32,
-        params=1_376_136, multiply_adds=34_025_472, source="ours: small images"),
+        blocks=TINY_BLOCKS, widths=TINY_WIDTHS, bottleneck=2.0, stem="conv3", stem_width=32, image_px=32,
+        params=843_016, multiply_adds=23_283_712, source="ours: small images"),
 }
 # fmt: on

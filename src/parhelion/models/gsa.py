@@ -68,7 +68,8 @@ GSA_NETS = {  # the paper's own counts are recalled, so no row gives them as pub
     "gsa_resnet101": GsaNet(
         blocks=(3, 4, 23, 3), image_px=224, params=30_398_392, multiply_adds=6_089_601_024, source=GSA),
     "gsa_tiny": GsaNet(
-        blocks=TINY_BLOCKS, groups=(1, 2, 3), widths=TINY_WIDTHS, heads=4, stem="conv3", stem_width=32, image_px=32,
-        params=1_122_856, multiply_adds=33_402_880, source="ours: small images"),
+        blocks=TINY_BLOCKS, groups=(1, 2, 3), widths=TINY_WIDTHS, bottleneck=2.0, heads=4,
+        stem="conv3", stem_width=32, image_px=32,
+        params=589_736, multiply_adds=22_661_120, source="ours: small images"),
 }
 # fmt: on

@@ -179,8 +179,8 @@ HALONETS = {  # b, h, r_v, r_b, l_3 and d_f, s, published parameters; below them
     "halo_resnet50_se": _se_resnet((3, 4, 6, 3), 25_889_352, 20_714_618_880),
     "halo_resnet101_se": _se_resnet((3, 4, 23, 3), 49_357_512, 40_113_537_024),
     "halonet_tiny": HaloNet(
-        block=4, halo=1, bottleneck=4.0, blocks=TINY_BLOCKS, widths=TINY_WIDTHS, heads=(4, 4, 4), act="relu",
+        block=4, halo=1, bottleneck=2.0, blocks=TINY_BLOCKS, widths=TINY_WIDTHS, heads=(4, 4, 4), act="relu",
         stem="conv3", stem_width=32, rows="offsets", image_px=32,
-        params=1_119_096, multiply_adds=29_970_432, source="ours: small images"),
+        params=585_976, multiply_adds=19_228_672, source="ours: small images"),
 }
 # fmt: on

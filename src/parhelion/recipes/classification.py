@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from accelerate import Accelerator, DataLoaderConfiguration
 from accelerate.state import AcceleratorState
-from accelerate.utils import gather_object, set_seed
+from accelerate.utils import broadcast, gather_object, set_seed
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, Subset
 
@@ -18,6 +18,7 @@ from parhelion.data.transforms import eval_transform, train_transform
 from parhelion.errors import UserError
 from parhelion.evaluate import classify
 from parhelion.evaluate.saved import Classifier, save_classifier
+from parhelion.evaluate.validate import image_count
 from parhelion.models.catalog import create_model
 from parhelion.models.count import multiply_adds
 from parhelion.recipes import album
@@ -34,7 +35,7 @@ def train(
     *,
     data: str,
     out: str | Path,
-    data_dir: str | None = None,
+    data_dir: Path | None = None,
     download: bool = False,
     quiet: bool = False,
 ) -> dict[str, Any]:
@@ -58,7 +59,7 @@ def train(
     classifier = _untrained(recipe, source)
     train_loader = _train_loader(recipe, source)
     run = _Run(recipe, accelerator, source, classifier, quiet=quiet)
-    run.open(out, {**recipe.as_dict(), "data": data, "data_dir": data_dir})
+    run.open(out, {**recipe.as_dict(), "data": data, "data_dir": data_dir and str(data_dir)})
     started = time.perf_counter()
     try:
         run.fit(train_loader)
@@ -68,7 +69,7 @@ def train(
     if accelerator.is_main_process:
         run.draw(out)
     accelerator.wait_for_everyone()
-    return run.result(seconds) | {"train_images": len(source.train), "out": str(out)}
+    return run.result(seconds) | {"out": str(out)}
 
 
 def task(label_smoothing: float) -> loop.Losses:
@@ -96,7 +97,7 @@ class _Run:
         self._outcome: classify.Outcome | None = None
         self._record: RunRecord | None = None
         self._noted: set[str] = set()
-        images = recipe.epochs * len(source.train)
+        images = recipe.epochs * image_count(source.train)
         self._progress = Progress(images, quiet=quiet or not accelerator.is_main_process)
 
     def open(self, out: Path, resolved: dict[str, Any]) -> None:
@@ -123,9 +124,14 @@ class _Run:
 
     def end_epoch(self, epoch: loop.Epoch) -> None:
         """Evaluate, then save, record and print the epoch."""
-        part = classify.outcome(self.classifier.model, self._val_loader)
-        world = self.accelerator.num_processes
-        self._outcome = classify.merged(gather_object([part])) if world > 1 else part
+        model = self.classifier.model
+        if self.accelerator.num_processes > 1:
+            # Each process has its own averages in batch norm; those of the first are saved.
+            for buffer in model.buffers():
+                buffer.copy_(broadcast(buffer))
+            self._outcome = classify.merged(gather_object([classify.outcome(model, self._val_loader)]))
+        else:
+            self._outcome = classify.outcome(model, self._val_loader)
         scores = self._outcome.metrics()
         if not math.isfinite(scores["loss"]):
             raise UserError(
@@ -165,7 +171,8 @@ class _Run:
             "source": self.source.name,
             "params": sum(parameter.numel() for parameter in model.parameters()),
             "multiply_adds": multiply_adds(model, (side, side)),
-            "val_images": len(self.source.val),
+            "train_images": image_count(self.source.train),
+            "val_images": image_count(self.source.val),
             "epochs": self.epochs_done,
             "seconds": seconds,
             **{name: self.classifier.metrics[name] for name in ("loss", "top1", "top5")},
@@ -179,7 +186,10 @@ def _accelerator(recipe: Recipe) -> Accelerator:
     try:
         accelerator = Accelerator(mixed_precision=recipe.precision, dataloader_config=loaders)
     except ValueError as error:
-        raise UserError(f"precision is {recipe.precision}, which cannot be had here: {error}") from error
+        raise UserError(f"precision is {recipe.precision}, which cannot be had: {str(error).rstrip('.')}") from error
+    # Accelerate passes over fp16 on a CPU in silence.
+    if recipe.precision != "no" and not accelerator.native_amp:
+        raise UserError(f"precision is {recipe.precision}, which cannot be had on {accelerator.device.type}; use bf16")
     if recipe.batch % accelerator.num_processes:
         raise UserError(f"batch is {recipe.batch}, which {accelerator.num_processes} processes cannot share evenly")
     return accelerator
@@ -229,8 +239,10 @@ def _train_loader(recipe: Recipe, source: Source) -> DataLoader[Any]:
 def _val_loader(recipe: Recipe, source: Source, accelerator: Accelerator | None = None) -> DataLoader[Any]:
     """A loader of this process's share of the validation images; of all of them without `accelerator`."""
     samples = source.val
+    assert samples is not None, "open the source with its val split"
     if accelerator is not None and accelerator.num_processes > 1:
-        samples = Subset(samples, range(accelerator.process_index, len(samples), accelerator.num_processes))
+        rows = range(accelerator.process_index, image_count(samples), accelerator.num_processes)
+        samples = Subset(samples, rows)
     return make_loader(
         samples,
         eval_transform(recipe.preprocessing()),

@@ -78,7 +78,7 @@ def train(
             update += 1
             optimization.schedule.step_update(update)
             watch.add(loss, images)
-            progress.advance(images * accelerator.num_processes, f"epoch {epoch}/{epochs}  loss {watch.latest}")
+            progress.advance(images * accelerator.num_processes, f"epoch {epoch}/{epochs}{watch.latest}")
         result = watch.result(lr=lr, clock=clock, skipped=skipped)
         _check_weights(model, epoch)
         end_epoch(result)
@@ -131,7 +131,7 @@ class LossWatch:
     def __init__(self, accelerator: Accelerator, epoch: int) -> None:
         self.epoch = epoch
         # The newest loss read, for show.
-        self.latest = "..."
+        self.latest = ""
         self._accelerator = accelerator
         self._waiting: list[Tensor] = []
         self._steps = 0
@@ -174,7 +174,7 @@ class LossWatch:
                 )
             self._total += total
             self._images += images
-            self.latest = f"{total / images:.3f}"
+            self.latest = f"  loss {total / images:.3f}"
 
 
 def _refuse_empty(accelerator: Accelerator, batch: Batch) -> None:

@@ -1,0 +1,272 @@
+import json
+import os
+import pickle
+import subprocess
+import sys
+
+import pytest
+import torch
+from PIL import Image
+
+from parhelion.cli import main
+from parhelion.recipes.table import RECIPES
+from recipes.colour_folders import COLOURS, colour_folders, truncate
+
+QUICK = ("--image-px", "16", "--epochs", "2", "--batch", "10", "--warmup-epochs", "0.5", "--lr-per-256", "0.02")
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return colour_folders(tmp_path_factory.mktemp("colours"))
+
+
+@pytest.fixture(scope="module")
+def run(data, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "quick"
+    torch.set_num_threads(1)
+    assert main(["train", "resnet_tiny", "--data", str(data), "--out", str(out), *QUICK]) == 0
+    return out
+
+
+@pytest.fixture
+def refused(capsys):
+    """The one sentence with which the command line refuses its arguments."""
+
+    def sentence(*arguments):
+        code = main([str(argument) for argument in arguments])
+        said = capsys.readouterr()
+        assert code == 2
+        assert said.err.count("\n") == 1, said.err
+        assert said.err.startswith("parhelion: ")
+        return said.err
+
+    return sentence
+
+
+def printed(capsys, *arguments):
+    capsys.readouterr()
+    assert main([str(argument) for argument in arguments]) == 0
+    return capsys.readouterr().out
+
+
+# help and listings
+
+
+def test_help_and_version_are_printed(capsys):
+    assert "train a recipe" in printed(capsys, "--help")
+    assert printed(capsys, "--version").startswith("parhelion ")
+    listed = printed(capsys, "train", "--help")
+    assert all(name in listed for name in RECIPES)
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "predict", "models"])
+def test_every_verb_explains_itself(capsys, verb):
+    assert f"parhelion {verb}" in printed(capsys, verb, "--help")
+
+
+def test_the_help_of_a_recipe_shows_every_field_with_the_recipes_value(capsys):
+    text = printed(capsys, "train", "gsa_tiny", "--help")
+    recipe = RECIPES["gsa_tiny"]()
+    assert all(f"--{field.replace('_', '-')}" in text for field in recipe.as_dict())
+    assert f"(default: {recipe.lr_per_256})" in text
+    assert "(default: gsa_tiny)" in text
+
+
+def test_models_are_listed_as_lines_and_as_json(capsys):
+    lines = printed(capsys, "models", "*_tiny").splitlines()
+    assert [line.split("\t")[0] for line in lines] == ["gsa_tiny", "halonet_tiny", "resnet_tiny"]
+    rows = json.loads(printed(capsys, "models", "halonet_h0", "--json"))
+    assert rows[0]["name"] == "halonet_h0"
+    assert rows[0]["params"] == 5_487_624 or rows[0]["params"] > 5e6
+
+
+def test_on_a_terminal_models_and_predictions_are_tables(capsys, monkeypatch, run, data):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    assert "multiply-adds" in printed(capsys, "models", "*_tiny")
+    assert "probability" in printed(capsys, "predict", run, data / "val" / "red" / "1.png")
+
+
+# training, evaluating and predicting agree
+
+
+def test_evaluate_agrees_with_the_training_log(capsys, run, data):
+    last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    for checkpoint in (run, run / "weights.safetensors"):
+        scores = json.loads(printed(capsys, "evaluate", checkpoint, "--data", data, "--batch", "10", "--json"))
+        assert (scores["loss"], scores["top1"], scores["top5"]) == (last["val_loss"], last["top1"], last["top5"])
+    assert f"top-1  {100 * last['top1']:.2f}%" in printed(capsys, "evaluate", run, "--data", data, "--batch", "4")
+
+
+def test_predict_agrees_with_evaluate(capsys, run, data):
+    last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    images = sorted((data / "val").glob("*/*"))
+    said = json.loads(printed(capsys, "predict", run, *images, "--json", "--batch", "4"))
+    assert [row["image"] for row in said] == [str(image) for image in images]
+    right = [row["predictions"][0]["class"] == image.parent.name for row, image in zip(said, images, strict=True)]
+    assert sum(right) / len(right) == pytest.approx(last["top1"])
+    assert all(sum(p["probability"] for p in row["predictions"]) == pytest.approx(1, abs=1e-5) for row in said)
+
+
+def test_predict_prints_tab_separated_lines(capsys, run, data):
+    image = data / "val" / "red" / "1.png"
+    (line,) = printed(capsys, "predict", run, image, "--top", "2").splitlines()
+    name, *ranked = line.split("\t")
+    assert name == str(image)
+    assert set(ranked[::2]) < set(COLOURS)
+    assert float(ranked[1]) >= float(ranked[3])
+
+
+def test_predict_skips_a_bad_image_when_told_to(capsys, tmp_path, run, data):
+    good, bad = data / "val" / "red" / "1.png", tmp_path / "bad.jpg"
+    Image.new("RGB", (30, 20), "red").save(bad)
+    truncate(bad)
+    assert main(["predict", str(run), str(bad), str(good), "--on-bad-image", "skip"]) == 0
+    said = capsys.readouterr()
+    assert said.out.startswith(str(good))
+    assert str(bad) in said.err
+
+
+# mistakes
+
+
+def test_unknown_names_get_the_nearest(refused, data, tmp_path):
+    train = ("train", "resnet_tiny", "--data", data, "--out", tmp_path / "run")
+    assert "did you mean train?" in refused("trian")
+    assert "did you mean halonet_tiny" in refused("train", "halonet_tinny")
+    assert "did you mean --epochs" in refused(*train, "--epoch", "3")
+    assert "did you mean --lr-per-256" in refused(*train, "--lr=3")
+    assert "did you mean --batch" in refused("evaluate", "x", "--data", data, "--btach", "3")
+    assert "did you mean halonet_tiny" in refused(*train, "--model", "halonet_tinny")
+    assert "did you mean gsa_tiny" in refused("models", "gsa_tniy")
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_is_missing_is_named(refused):
+    assert "name a command" in refused()
+    assert "name a recipe: gsa_tiny" in refused("train")
+    assert "name a recipe before --data" in refused("train", "--data", "x", "gsa_tiny")
+    assert "needs --data and --out" in refused("train", "gsa_tiny")
+    assert "needs DIR_OR_CHECKPOINT and --data" in refused("evaluate")
+    assert "needs one IMAGE or more" in refused("predict", "x")
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("--epochs", "three"), "--epochs: invalid literal"),
+        (("--epochs",), "--epochs"),
+        (("--crop", "centre"), "'centre'"),
+        (("--crop-scale", "0.5"), "--crop-scale"),
+        (("surplus",), "surplus"),
+        (("-q",), "-q"),
+        (("--epochs", "0"), "epochs is 0; it must be at least 1"),
+        (("--warmup-epochs", "99"), "below epochs"),
+        (("--image-px", "5"), "image_px is 5; resnet_tiny takes images of at least"),
+        (("--data", "nowhere"), "nowhere"),
+        (("--data", "bundled", "--download"), "download"),
+        (("--workers", "-1"), "workers is -1"),
+    ],
+)
+def test_a_value_that_cannot_be_is_one_sentence(refused, data, tmp_path, words, sentence):
+    assert sentence in refused("train", "resnet_tiny", "--data", data, "--out", tmp_path / "run", *QUICK, *words)
+    assert not (tmp_path / "run").exists()
+
+
+def test_bad_folders_of_images_are_one_sentence(refused, tmp_path):
+    (tmp_path / "empty").mkdir()
+    train = ("train", "resnet_tiny", "--out", tmp_path / "run", *QUICK, "--data")
+    assert "empty" in refused(*train, tmp_path / "empty")
+    colour_folders(tmp_path / "differ")
+    (tmp_path / "differ" / "val" / "red").rename(tmp_path / "differ" / "val" / "pink")
+    assert "pink" in refused(*train, tmp_path / "differ")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_truncated_image_is_named_whoever_reads_it(refused, tmp_path):
+    data = colour_folders(tmp_path / "data")
+    truncate(data / "train" / "red" / "4.jpg")
+    for workers in ("0", "1"):
+        out = tmp_path / f"run{workers}"
+        train = ("train", "resnet_tiny", "--data", data, "--out", out, *QUICK)
+        assert "red/4.jpg" in refused(*train, "--workers", workers)
+
+
+def test_a_folder_with_a_run_is_never_written_to(refused, run, data):
+    before = {file.name: file.read_bytes() for file in run.iterdir()}
+    assert "already holds a run" in refused("train", "resnet_tiny", "--data", data, "--out", run, *QUICK)
+    assert {file.name: file.read_bytes() for file in run.iterdir()} == before
+
+
+def test_a_loss_that_explodes_stops_and_keeps_weights_that_work(refused, capsys, data, tmp_path):
+    out = tmp_path / "run"
+    train = ("train", "resnet_tiny", "--data", data, "--out", out, *QUICK, "--optimizer", "sgd")
+    sentence = refused(*train, "--lr-per-256", "1e8", "--clip-norm", "0", "--epochs", "9", "--warmup-epochs", "0")
+    assert "of epoch" in sentence
+    assert "the last good weights are kept" in sentence
+    assert "top-1" in printed(capsys, "evaluate", out, "--data", data)
+
+
+def test_checkpoints_that_cannot_be_used_are_one_sentence(refused, run, data, tmp_path):
+    evaluate = ("evaluate", "--data", data)
+    assert "nowhere" in refused(*evaluate, tmp_path / "nowhere")
+    assert "holds no weights" in refused(*evaluate, tmp_path)
+    (tmp_path / "w.pt").write_bytes(pickle.dumps({"weight": 1}))
+    assert "pickle" in refused(*evaluate, tmp_path / "w.pt")
+    (tmp_path / "w.safetensors").write_bytes((run / "weights.safetensors").read_bytes()[:-99])
+    assert "not a whole safetensors file" in refused(*evaluate, tmp_path / "w.safetensors")
+    (tmp_path / "weights.safetensors").write_bytes((run / "weights.safetensors").read_bytes())
+    (tmp_path / "recipe.json").write_text(json.dumps({"model": "gsa_tiny"}))
+    assert "another architecture than gsa_tiny" in refused(*evaluate, tmp_path)
+
+
+def test_classes_must_be_the_checkpoints(refused, run, tmp_path):
+    two = colour_folders(tmp_path / "two", colours={name: COLOURS[name] for name in ("blue", "red")})
+    assert "knows 3 classes, but" in refused("evaluate", run, "--data", two)
+    assert "has 10" in refused("evaluate", run, "--data", "bundled")
+    other = colour_folders(tmp_path / "other", colours={"blue": (0, 0, 9), "grass": (0, 9, 0), "red": (9, 0, 0)})
+    assert "class 1 of the checkpoint is 'green', but" in refused("evaluate", run, "--data", other)
+
+
+def test_images_that_cannot_be_used_are_one_sentence(refused, run, data, tmp_path):
+    image = data / "val" / "red" / "1.png"
+    assert "is a folder" in refused("predict", run, image, data / "val")
+    assert "no image" in refused("predict", run, image, tmp_path / "missing.jpg")
+    (tmp_path / "empty.png").write_bytes(b"")
+    assert "empty.png" in refused("predict", run, image, tmp_path / "empty.png")
+    assert "top is 0" in refused("predict", run, image, "--top", "0")
+    assert "batch is 0" in refused("evaluate", run, "--data", data, "--batch", "0")
+
+
+# how a process ends
+
+
+def test_ctrl_c_is_one_sentence_and_130(capsys, monkeypatch, data, tmp_path):
+    from parhelion.evaluate import classify
+
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(classify, "outcome", interrupted)
+    out = tmp_path / "run"
+    assert main(["train", "resnet_tiny", "--data", str(data), "--out", str(out), *QUICK]) == 130
+    said = capsys.readouterr().err
+    assert said == f"parhelion: stopped; {out} keeps the weights of 0 epochs\n"
+
+
+def test_a_closed_pipe_is_quiet():
+    # A pipe whose reader is gone.
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "parhelion.cli", "--help"]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert done.stderr == ""
+    assert done.returncode == 141

@@ -1,0 +1,215 @@
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator, skip_first_batches
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from parhelion.data.images import BadImage
+from parhelion.data.loaders import make_loader, set_epoch
+from parhelion.data.samples import Sample
+from parhelion.data.sources import open_source
+from parhelion.data.transforms import Augmentation, Preprocessing, eval_transform, train_transform
+from parhelion.errors import UserError
+
+H, W = 7, 13
+PREPROCESSING = Preprocessing(image_px=6, mean=(0.5,) * 3, std=(0.5,) * 3)
+EVALUATE = eval_transform(PREPROCESSING)
+AUGMENT = train_transform(PREPROCESSING, Augmentation(randaugment=5, erase=0.3))
+
+
+class Numbered(Dataset[Sample]):
+    """`count` images; those in `bad` cannot be read."""
+
+    def __init__(self, count: int, bad: tuple[int, ...] = ()) -> None:
+        self.count, self.bad = count, bad
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Sample:
+        if index in self.bad:
+            return BadImage(f"cannot read the image {index}.png: it is empty"), index, f"{index}.png"
+        noise = np.random.default_rng(index).integers(0, 256, (H, W, 3), dtype=np.uint8)
+        return Image.fromarray(noise), index, f"{index}.png"
+
+
+def one_pass(loader: DataLoader) -> tuple[list[int], Tensor]:
+    batches = list(loader)
+    return torch.cat([b["target"] for b in batches]).tolist(), torch.cat([b["image"] for b in batches])
+
+
+def test_evaluation_keeps_the_order_and_every_image() -> None:
+    batches = list(make_loader(Numbered(7), EVALUATE, batch=3, train=False))
+    assert [batch["target"].tolist() for batch in batches] == [[0, 1, 2], [3, 4, 5], [6]]
+    first = batches[0]
+    assert (first["image"].shape, first["image"].dtype) == ((3, 3, 6, 6), torch.float32)
+    assert (first["target"].dtype, first["name"], first["bad"]) == (torch.int64, ["0.png", "1.png", "2.png"], [])
+    assert torch.equal(first["image"][1], EVALUATE(Numbered(7)[1][0]))
+
+
+@pytest.mark.parametrize(("count", "sizes"), [(7, [3, 3]), (6, [3, 3]), (3, [3]), (2, [2]), (1, [1])])
+def test_training_drops_an_incomplete_batch_unless_it_is_the_only_one(count: int, sizes: list[int]) -> None:
+    loader = make_loader(Numbered(count), EVALUATE, batch=3, train=True)
+    assert [len(batch["target"]) for batch in loader] == sizes
+    assert len(loader) == len(sizes)
+
+
+def test_the_same_seed_gives_the_same_batches_with_any_workers_whatever_ran_before() -> None:
+    runs = []
+    for workers in (0, 2, 1, 0):
+        loader = make_loader(Numbered(11), AUGMENT, batch=4, train=True, workers=workers, seed=3)
+        runs.append([one_pass(loader) for _ in range(2)])
+        random.random(), np.random.rand(3), torch.rand(5)
+    for run in runs[1:]:
+        for (order, images), (expected_order, expected_images) in zip(run, runs[0], strict=True):
+            assert order == expected_order
+            assert torch.equal(images, expected_images)
+
+
+def test_another_seed_and_another_epoch_give_other_orders_and_augmentations() -> None:
+    three = make_loader(Numbered(11), AUGMENT, batch=11, train=True, seed=3)
+    passes = [one_pass(three), one_pass(three), one_pass(make_loader(Numbered(11), AUGMENT, batch=11, train=True))]
+    assert len({tuple(order) for order, _ in passes}) == 3
+    assert all(sorted(order) == list(range(11)) for order, _ in passes)
+    sorted_images = [images[np.argsort(order)] for order, images in passes]
+    assert not torch.equal(sorted_images[0], sorted_images[1])
+    assert not torch.equal(sorted_images[0], sorted_images[2])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_epoch_can_be_gone_to(workers: int) -> None:
+    def fresh() -> DataLoader:
+        return make_loader(Numbered(11), AUGMENT, batch=4, train=True, workers=workers, seed=8)
+
+    straight, resumed = fresh(), fresh()
+    epochs = [one_pass(straight) for _ in range(3)]
+    set_epoch(resumed, 2)
+    order, images = one_pass(resumed)
+    assert order == epochs[2][0]
+    assert torch.equal(images, epochs[2][1])
+
+
+def test_no_global_generator_moves() -> None:
+    before = random.getstate(), np.random.get_state()[1].copy(), torch.get_rng_state()
+    for train in (True, False):
+        one_pass(make_loader(Numbered(5), AUGMENT, batch=2, train=train))
+    assert random.getstate() == before[0]
+    assert np.array_equal(np.random.get_state()[1], before[1])
+    assert torch.equal(torch.get_rng_state(), before[2])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("prepared", [False, True], ids=["plain", "Accelerate"])
+def test_the_first_bad_image_is_refused_in_the_main_process_in_plain_words(workers: int, prepared: bool) -> None:
+    loader = make_loader(Numbered(9, bad=(4, 8)), EVALUATE, batch=2, train=False, workers=workers)
+    seen = []
+    with pytest.raises(BadImage) as caught:  # noqa: PT012  the batches before it must arrive
+        for batch in Accelerator(cpu=True).prepare(loader) if prepared else loader:
+            seen += batch["target"].tolist()
+    assert str(caught.value) == "cannot read the image 4.png: it is empty"
+    # Accelerate reads one batch ahead.
+    assert seen == ([0, 1] if prepared else [0, 1, 2, 3])
+
+
+def test_a_truncated_file_is_refused_by_name_from_a_worker(pets: Path, broken: Callable[[Path], Path]) -> None:
+    file = broken(pets / "train/dog/2.png")
+    loader = make_loader(open_source(str(pets)).train, AUGMENT, batch=2, train=True, workers=1)
+    with pytest.raises(BadImage, match=rf"^cannot read the image {re.escape(str(file))}: [^\n]+$"):
+        one_pass(loader)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_skipped_images_are_told_and_an_all_bad_batch_is_empty(workers: int) -> None:
+    loader = make_loader(
+        Numbered(6, bad=(1, 2, 3)), EVALUATE, batch=2, train=False, workers=workers, on_bad_image="skip"
+    )
+    first, second, third = list(loader)
+    assert (first["target"].tolist(), first["name"], first["image"].shape) == ([0], ["0.png"], (1, 3, 6, 6))
+    assert first["bad"] == ["cannot read the image 1.png: it is empty"]
+    assert (second["image"].shape, second["target"].shape, second["name"]) == ((0, 0, 0, 0), (0,), [])
+    assert second["target"].dtype == torch.int64
+    assert len(second["bad"]) == 2
+    assert (third["target"].tolist(), third["bad"]) == ([4, 5], [])
+
+
+def test_accelerate_follows_the_epochs_and_resumes_in_the_middle() -> None:
+    def prepared() -> DataLoader:
+        return Accelerator(cpu=True).prepare(make_loader(Numbered(11), AUGMENT, batch=2, train=True, seed=1))
+
+    straight = prepared()
+    epochs = [one_pass(straight) for _ in range(2)]
+    plain = make_loader(Numbered(11), AUGMENT, batch=2, train=True, seed=1)
+    assert [one_pass(plain)[0] for _ in range(2)] == [order for order, _ in epochs]
+    resumed = prepared()
+    resumed.set_epoch(1)
+    order, images = one_pass(skip_first_batches(resumed, 3))
+    assert order == epochs[1][0][6:]
+    assert torch.equal(images, epochs[1][1][6:])
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"batch": 0}, "batch is 0"),
+        ({"batch": 1, "workers": -1}, "workers is -1"),
+        ({"batch": 1, "on_bad_image": "ignore"}, "on_bad_image is 'ignore'"),
+    ],
+)
+def test_options_that_mean_nothing_are_refused(options: dict[str, object], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        make_loader(Numbered(3), EVALUATE, train=False, **options)
+
+
+ENDLESS = """
+import time, torch
+from PIL import Image
+from torch.utils.data import Dataset
+from parhelion.data.loaders import make_loader
+
+class Slow(Dataset):
+    def __len__(self): return 1000
+    def __getitem__(self, index):
+        time.sleep(0.05)
+        return Image.new("RGB", (13, 7)), index, "x"
+
+def transform(image): return torch.zeros(3, 7, 13)
+
+if __name__ == "__main__":
+    try:
+        for batch in make_loader(Slow(), transform, batch=2, train=False, workers=2):
+            print("batch", flush=True)
+    except KeyboardInterrupt:
+        print("stopped", flush=True)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no process groups to interrupt")
+def test_ctrl_c_prints_no_traceback_of_a_worker(tmp_path: Path) -> None:
+    (tmp_path / "endless.py").write_text(ENDLESS)
+    process = subprocess.Popen(
+        [sys.executable, str(tmp_path / "endless.py")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "batch\n"
+    time.sleep(0.2)
+    os.killpg(process.pid, signal.SIGINT)
+    output, errors = process.communicate(timeout=30)
+    assert output.endswith("stopped\n")
+    assert "Traceback" not in errors

@@ -1,0 +1,201 @@
+import io
+import json
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from parhelion.data.images import BadImage
+from parhelion.data.loaders import make_loader
+from parhelion.data.sources import Source, open_source
+from parhelion.data.transforms import Preprocessing, eval_transform
+from parhelion.errors import UserError
+
+Picture = Callable[[int], Image.Image]
+
+TRANSFORM = eval_transform(Preprocessing(image_px=6, mean=(0.5,) * 3, std=(0.5,) * 3))
+LENGTHS = {"train": [5, 3, 4], "validation": [2, 3]}
+
+
+def add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(data)
+    tar.addfile(member, io.BytesIO(data))
+
+
+def png(image: Image.Image) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, "PNG")
+    return stream.getvalue()
+
+
+@pytest.fixture
+def shards(tmp_path: Path, picture: Picture) -> Path:
+    """Shards whose samples are numbered through in each split; the number is the class."""
+    splits: dict[str, Any] = {}
+    for split, lengths in LENGTHS.items():
+        names = [f"{split}-{number}.tar" for number in range(len(lengths))]
+        target = 0
+        for name, length in zip(names, lengths, strict=True):
+            with tarfile.open(tmp_path / name, "w") as tar:
+                for _ in range(length):
+                    add(tar, f"img.d/{target:03}.PNG", png(picture(target)))
+                    add(tar, f"img.d/{target:03}.cls", str(target).encode())
+                    target += 1
+        splits[split] = {"name": split, "filenames": names, "shard_lengths": lengths, "num_samples": target}
+    write_info(tmp_path, {"num_classes": 12, "splits": splits})
+    return tmp_path
+
+
+def write_info(folder: Path, info: dict[str, Any]) -> None:
+    (folder / "_info.json").write_text(json.dumps(info))
+
+
+def change_info(folder: Path, **changes: Any) -> None:
+    info = json.loads((folder / "_info.json").read_text()) | changes
+    write_info(folder, {key: value for key, value in info.items() if value is not None})
+
+
+def opened(folder: Path, **options: Any) -> Source:
+    return open_source("wds/numbers", data_dir=folder, **options)
+
+
+def targets(folder: Path, passes: int = 1, **options: Any) -> list[list[int]]:
+    source = opened(folder)
+    loader = make_loader(source.train if options["train"] else source.val, TRANSFORM, **options)
+    return [[t for batch in loader for t in batch["target"].tolist()] for _ in range(passes)]
+
+
+def refused(folder: Path | None, **options: Any) -> str:
+    with pytest.raises(UserError) as caught:
+        opened(folder, **options)
+    return str(caught.value)
+
+
+def test_shards_give_images_with_class_and_name(shards: Path, picture: Picture) -> None:
+    source = opened(shards)
+    image, target, name = list(source.val)[3]
+    assert (image.size, image.tobytes(), target) == ((13, 7), picture(3).tobytes(), 3)
+    assert name == "validation-1.tar/img.d/003"
+    assert (len(source.val), source.class_names[:2], len(source.class_names)) == (5, ("0", "1"), 12)
+    assert opened(shards, in_chans=1, splits=("val",)).train is None
+
+
+def test_class_names_are_those_of_the_info_file(shards: Path) -> None:
+    change_info(shards, num_classes=None, class_names=[f"digit {n}" for n in range(12)])
+    assert opened(shards).class_names[11] == "digit 11"
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2, 3])
+def test_workers_read_every_evaluation_image_once(shards: Path, workers: int) -> None:
+    assert sorted(targets(shards, batch=2, train=False, workers=workers)[0]) == [0, 1, 2, 3, 4]
+
+
+def test_training_reads_every_image_and_fills_the_last_batch(shards: Path) -> None:
+    for order in targets(shards, passes=2, batch=5, train=True):
+        assert len(order) == 15
+        assert sorted(order[:12]) == list(range(12))
+
+
+def test_training_workers_give_equally_many_whole_batches(shards: Path) -> None:
+    loader = make_loader(opened(shards).train, TRANSFORM, batch=2, train=True, workers=3)
+    sizes = [len(batch["target"]) for batch in loader]
+    assert sizes == [2] * 6
+    assert len(loader) == 6
+    # With a shard each and 4 samples from each, all but the fifth of the longest shard are seen.
+    seen = {t for batch in loader for t in batch["target"].tolist()}
+    assert len(seen) == 3 + 4 + 4
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_order_repeats_with_the_seed_and_differs_between_epochs(shards: Path, workers: int) -> None:
+    runs = [targets(shards, passes=3, batch=4, train=True, workers=workers, seed=seed) for seed in (1, 1, 2)]
+    assert runs[0] == runs[1]
+    assert len({tuple(order) for order in runs[0] + runs[2]}) == 6
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_stream_can_go_to_an_epoch(shards: Path, workers: int) -> None:
+    from parhelion.data.loaders import set_epoch
+
+    epochs = targets(shards, passes=3, batch=4, train=True, workers=workers)
+    loader = make_loader(opened(shards).train, TRANSFORM, batch=4, train=True, workers=workers)
+    for epoch in (2, 0, 0):
+        set_epoch(loader, epoch)
+        assert [t for batch in loader for t in batch["target"].tolist()] == epochs[epoch]
+
+
+def test_a_label_may_come_from_the_json_file(tmp_path: Path, picture: Picture) -> None:
+    with tarfile.open(tmp_path / "only.tar", "w") as tar:
+        add(tar, "a.png", png(picture(0)))
+        add(tar, "a.json", b'{"kind": 1}')
+    split = {"filenames": ["only.tar"], "shard_lengths": [1], "alt_label": "kind"}
+    write_info(tmp_path, {"class_names": ["cat", "dog"], "splits": {"val": split}})
+    assert [target for _, target, _ in opened(tmp_path, splits=("val",)).val] == [1]
+
+
+def test_samples_that_cannot_be_used_come_as_values(tmp_path: Path, picture: Picture) -> None:
+    with tarfile.open(tmp_path / "mixed.tar", "w") as tar:
+        add(tar, "a.png", png(picture(0)))
+        add(tar, "a.cls", b"2")
+        add(tar, "b.png", b"no picture")
+        add(tar, "b.cls", b"1")
+        add(tar, "c.txt", b"no picture at all")
+        add(tar, "d.png", png(picture(0)))
+    split = {"filenames": ["mixed.tar"], "shard_lengths": [4]}
+    write_info(tmp_path, {"num_classes": 2, "splits": {"val": split}})
+    found = [str(image) for image, _, _ in opened(tmp_path, splits=("val",)).val if isinstance(image, BadImage)]
+    assert found == [
+        "cannot use the image mixed.tar/a: its .cls file is no number from 0 to 1",
+        "cannot read the image mixed.tar/b: it is empty or in no image format that Pillow reads",
+        "cannot read the image mixed.tar/c: the sample holds txt only",
+        "cannot use the image mixed.tar/d: its .cls file is no number from 0 to 1",
+    ]
+
+
+def test_a_truncated_shard_is_named_and_the_others_are_read(shards: Path, broken: Callable[[Path], Path]) -> None:
+    file = broken(shards / "validation-0.tar")
+    loader = make_loader(opened(shards).val, TRANSFORM, batch=9, train=False, on_bad_image="skip", workers=1)
+    (batch,) = list(loader)
+    assert batch["target"].tolist()[-3:] == [2, 3, 4]
+    assert len(batch["bad"]) == 1
+    assert f"of 2 samples of {file}" in batch["bad"][0]
+    with pytest.raises(BadImage, match=r"validation-0\.tar"):
+        list(make_loader(opened(shards).val, TRANSFORM, batch=9, train=False, workers=1))
+
+
+def test_more_workers_than_training_shards_are_refused(shards: Path) -> None:
+    with pytest.raises(UserError, match=r"3 training shards in .* cannot feed 4 workers; use at most 3"):
+        make_loader(opened(shards).train, TRANSFORM, batch=2, train=True, workers=4)
+
+
+def test_what_the_info_file_lacks_is_asked_for(shards: Path) -> None:
+    assert "needs a data_dir" in refused(None)
+    assert "cannot be downloaded" in refused(shards, download=True)
+    change_info(shards, num_classes=None)
+    assert 'add "class_names": [...]' in refused(shards)
+    change_info(shards, num_classes=12)
+    splits = json.loads((shards / "_info.json").read_text())["splits"]
+    change_info(shards, splits={"train": splits["train"], "holdout": {}})
+    assert "has the splits train, holdout, but it should have val or validation" in refused(shards)
+    change_info(shards, splits={"train": {"filenames": ["train-0.tar"]}, "val": {}})
+    assert 'should list its "filenames" and as many "shard_lengths"' in refused(shards)
+    change_info(shards, splits=splits)
+    (shards / "train-1.tar").unlink()
+    assert refused(shards).endswith("are missing in " + f"{shards}: train-1.tar")
+    (shards / "_info.json").write_text("{")
+    assert "is not valid JSON" in refused(shards)
+    (shards / "_info.json").unlink()
+    assert "needs a file _info.json beside its shards" in refused(shards)
+
+
+def test_skipping_leaves_no_gap_in_the_image_tensor(shards: Path) -> None:
+    change_info(shards, num_classes=3)
+    (batch,) = list(make_loader(opened(shards).val, TRANSFORM, batch=9, train=False, on_bad_image="skip"))
+    assert (batch["target"].tolist(), len(batch["bad"])) == ([0, 1, 2], 2)
+    assert torch.isfinite(batch["image"]).all()
+    assert batch["image"].shape == (3, 3, 6, 6)

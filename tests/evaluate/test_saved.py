@@ -1,0 +1,84 @@
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from parhelion.data.transforms import Preprocessing
+from parhelion.errors import UserError
+from parhelion.evaluate.saved import Classifier, load_classifier, save_classifier
+from parhelion.models.catalog import create_model
+from parhelion.train import checkpoint
+
+ARGUMENTS = {"num_classes": 3, "in_chans": 1, "image_size": 16}
+
+
+@pytest.fixture
+def classifier():
+    return Classifier(
+        model=create_model("resnet_tiny", **ARGUMENTS).eval(),
+        name="resnet_tiny",
+        arguments=ARGUMENTS,
+        class_names=("Größe", "a/b", "c"),
+        preprocessing=Preprocessing(image_px=16, in_chans=1, mean=(0.25,), std=(0.5,)),
+        epoch=4,
+        metrics={"top1": 0.5},
+    )
+
+
+@pytest.fixture
+def folder(tmp_path, classifier):
+    save_classifier(tmp_path / "weights.safetensors", classifier)
+    (tmp_path / "recipe.json").write_text(json.dumps({"model": "resnet_tiny"}))
+    return tmp_path
+
+
+def test_a_classifier_comes_back_whole_from_folder_and_file(folder, classifier):
+    images = torch.randn(2, 1, 16, 19)
+    for path in (folder, folder / "weights.safetensors"):
+        found = load_classifier(path)
+        assert torch.equal(found.model(images), classifier.model(images))
+        assert not found.model.training
+        for name in ("name", "arguments", "class_names", "preprocessing", "epoch", "metrics"):
+            assert getattr(found, name) == getattr(classifier, name)
+
+
+def test_the_recipe_beside_the_weights_must_name_their_model(folder):
+    (folder / "recipe.json").write_text(json.dumps({"model": "gsa_tiny"}))
+    with pytest.raises(UserError, match=r"written for resnet_tiny.*another architecture than gsa_tiny: \d+ tensors"):
+        load_classifier(folder)
+
+
+def test_tensors_that_do_not_fit_are_counted_and_the_first_is_named(folder, classifier):
+    weights, facts = checkpoint.load(folder / "weights.safetensors")
+    names = list(classifier.model.state_dict())
+    weights["surplus"] = torch.zeros(1)
+    del weights[names[0]], weights[names[2]]
+    weights[names[1]] = torch.zeros(2, 9)
+    checkpoint.save(folder / "weights.safetensors", weights, facts)
+    with pytest.raises(UserError, match="another architecture than resnet_tiny") as caught:
+        load_classifier(folder)
+    sentence = str(caught.value)
+    assert f"2 tensors missing (first: {names[0]})" in sentence
+    assert "1 tensors unexpected (first: surplus)" in sentence
+    assert f"1 tensors of another shape (first: {names[1]} is (2, 9) for" in sentence
+
+
+def test_a_file_that_is_no_classifier_says_what_it_lacks(tmp_path):
+    checkpoint.save(tmp_path / "w.safetensors", {"a": torch.zeros(1)}, {"model": "resnet_tiny"})
+    with pytest.raises(UserError, match="header lacks model_arguments, class_names, preprocessing"):
+        load_classifier(tmp_path / "w.safetensors")
+    save_file({"a": torch.zeros(1)}, tmp_path / "w.safetensors")
+    with pytest.raises(UserError, match="does not say which model"):
+        load_classifier(tmp_path / "w.safetensors")
+
+
+def test_missing_paths_and_damaged_recipes_are_named(folder):
+    with pytest.raises(UserError, match="no checkpoint or run folder .*nowhere"):
+        load_classifier(folder / "nowhere")
+    (folder / "recipe.json").write_text("{")
+    with pytest.raises(UserError, match=r"recipe\.json is damaged"):
+        load_classifier(folder)
+    (folder / "weights.safetensors").unlink()
+    with pytest.raises(UserError, match=r"holds no weights\.safetensors"):
+        load_classifier(folder)
