@@ -7,10 +7,10 @@ import sys
 import pytest
 import torch
 from PIL import Image
+from recipes.colour_folders import COLOURS, colour_folders, truncate
 
 from parhelion.cli import main
 from parhelion.recipes.table import RECIPES
-from recipes.colour_folders import COLOURS, colour_folders, truncate
 
 QUICK = ("--image-px", "16", "--epochs", "2", "--batch", "10", "--warmup-epochs", "0.5", "--lr-per-256", "0.02")
 
@@ -85,7 +85,7 @@ def test_models_are_listed_as_lines_and_as_json(capsys):
     assert [line.split("\t")[0] for line in lines] == ["gsa_tiny", "halonet_tiny", "resnet_tiny"]
     rows = json.loads(printed(capsys, "models", "halonet_h0", "--json"))
     assert rows[0]["name"] == "halonet_h0"
-    assert rows[0]["params"] == 5_487_624 or rows[0]["params"] > 5e6
+    assert rows[0]["params"] > 5e6
 
 
 def test_on_a_terminal_models_and_predictions_are_tables(capsys, monkeypatch, run, data):
@@ -142,7 +142,8 @@ def test_unknown_names_get_the_nearest(refused, data, tmp_path):
     assert "did you mean train?" in refused("trian")
     assert "did you mean halonet_tiny" in refused("train", "halonet_tinny")
     assert "did you mean --epochs" in refused(*train, "--epoch", "3")
-    assert "did you mean --lr-per-256" in refused(*train, "--lr=3")
+    assert "did you mean --lr-end-ratio or --lr-per-256?" in refused(*train, "--lr=3")
+    assert "did you mean --lr-per-256" in refused(*train, "--lr_per_265", "3")
     assert "did you mean --batch" in refused("evaluate", "x", "--data", data, "--btach", "3")
     assert "did you mean halonet_tiny" in refused(*train, "--model", "halonet_tinny")
     assert "did you mean gsa_tiny" in refused("models", "gsa_tniy")

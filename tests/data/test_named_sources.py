@@ -76,7 +76,7 @@ def test_torchvision_names_and_places_are_checked(tmp_path: Path) -> None:
     ("module", "spec", "advice"),
     [
         (hugging_face, "hfds/cifar10", "pip install datasets"),
-        (tensorflow_sets, "tfds/cifar10", "pip install tensorflow-datasets"),
+        (tensorflow_sets, "tfds/cifar10", "pip install tensorflow-datasets tensorflow"),
     ],
 )
 def test_a_missing_package_is_named_with_the_command(

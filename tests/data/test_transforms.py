@@ -73,11 +73,12 @@ def test_preprocessing_that_means_nothing_is_refused(change: dict[str, object], 
     [
         ({"crop": "square"}, "crop is 'square'"),
         ({"crop_scale": (0.5, 0.2)}, "crop_scale is"),
-        ({"flip": 2}, "flip is 2"),
+        ({"flip": 2.0}, "flip is 2"),
         ({"randaugment": 11}, "randaugment is 11"),
         ({"crop": "padded", "crop_scale": (0.5, 1.0)}, "crop is 'padded'"),
     ],
 )
+@pytest.mark.usefixtures("shapes_unchecked")
 def test_augmentation_that_means_nothing_is_refused(change: dict[str, object], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         Augmentation(**change)

@@ -25,7 +25,7 @@ def test_learning_curves_are_drawn_from_one_epoch_on(tmp_path, epochs):
     assert drawn(tmp_path / "curves.png")
 
 
-@pytest.mark.parametrize("classes", [1, 2, 11, 23, 90])
+@pytest.mark.parametrize("classes", [1, 11, 45])
 def test_confusion_is_drawn_for_few_and_many_classes(tmp_path, classes):
     counts = torch.randint(5, (classes, classes))
     # No image of this class: no division by zero.

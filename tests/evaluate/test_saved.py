@@ -74,7 +74,7 @@ def test_a_file_that_is_no_classifier_says_what_it_lacks(tmp_path):
 
 
 def test_missing_paths_and_damaged_recipes_are_named(folder):
-    with pytest.raises(UserError, match="no checkpoint or run folder .*nowhere"):
+    with pytest.raises(UserError, match=r"no checkpoint or run folder .*nowhere"):
         load_classifier(folder / "nowhere")
     (folder / "recipe.json").write_text("{")
     with pytest.raises(UserError, match=r"recipe\.json is damaged"):

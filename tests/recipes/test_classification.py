@@ -3,6 +3,7 @@ import math
 
 import pytest
 import torch
+from recipes.colour_folders import TRAIN, VAL, colour_folders, quick_recipe, truncate
 from safetensors.torch import load_file
 
 from parhelion.errors import UserError
@@ -10,7 +11,6 @@ from parhelion.evaluate import classify
 from parhelion.evaluate.saved import load_classifier
 from parhelion.recipes import classification
 from parhelion.recipes.classification import train
-from recipes.colour_folders import TRAIN, VAL, colour_folders, quick_recipe, truncate
 
 TIMES = {"seconds", "data_wait_seconds", "images_per_second"}
 FILES = {

@@ -2,11 +2,11 @@ import json
 from dataclasses import fields, replace
 
 import pytest
+from recipes.colour_folders import quick_recipe
 
 from parhelion.errors import UserError
 from parhelion.recipes.recipe import RULES, Recipe, check
 from parhelion.recipes.table import RECIPES, recipe
-from recipes.colour_folders import quick_recipe
 
 WRONG = [
     ("epochs", 0),

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import redirect_stderr
 from dataclasses import MISSING, Field, fields, is_dataclass
+from itertools import groupby
 from typing import Any, TypeVar, get_type_hints
 
 import tyro
@@ -26,7 +27,7 @@ def parsed(
     for word in arguments:
         name = word.partition("=")[0].replace("_", "-")
         if name.startswith("--") and name not in options:
-            offer = nearest(name, sorted(options)) or f"; {prog} --help lists them"
+            offer = _nearest_options(name, options) or f"; {prog} --help lists them"
             raise UserError(f"{prog} has no option {name}{offer}")
     box = io.StringIO()
     try:
@@ -46,19 +47,29 @@ def parsed(
 
 
 def sentence(box: str, prog: str) -> str:
-    """What tyro says in a box over many lines, as one sentence."""
-    lines = [line.strip("│|╭╮╰╯─ ").strip() for line in box.splitlines()]
-    # A rule parts the message from hints; the border carries the title.
-    body = "\n".join(lines[1:]).split("\n\n")[0]
-    message = " ".join(body.split()).rstrip(".") or " ".join(box.split())
+    """What tyro says in a box over many lines, drawn in Unicode or ASCII, as one sentence."""
+    # A title, then paragraphs between rules, of which the first is the message and the others are hints.
+    lines = [line.strip(" \u2502\u256d\u256e\u2570\u256f") for line in box.strip().splitlines()[1:]]
+    paragraphs = [list(group) for is_rule, group in groupby(lines, key=_is_rule) if not is_rule]
+    message = " ".join(paragraphs[0]).rstrip(".")
     if message.startswith("Missing from"):
-        wanted = re.findall(r"^(--[\w-]+|[A-Z][A-Z_.]+)(?= |$)", body, flags=re.MULTILINE)
+        wanted = re.findall(r"^(--[\w-]+(?= |$)|[A-Z][A-Z_.]+$)", "\n".join(paragraphs[0]), flags=re.MULTILINE)
         message = f"{prog} needs {' and '.join(wanted)}"
     elif message.startswith("Unrecognized options"):
         message = f"{prog} cannot use {message.partition(': ')[2]}"
     else:
-        message = message[0].lower() + message[1:].replace(". Expected", "; expected")
+        message = message[:1].lower() + message[1:].replace(". Expected", "; expected")
     return f"{message}; {prog} --help says more"
+
+
+def _is_rule(line: str) -> bool:
+    return set(line) <= {"-", "\u2500"}
+
+
+def _nearest_options(name: str, options: set[str]) -> str:
+    """A clause that offers the options that begin like `name`, or else resemble it."""
+    begin = sorted(option for option in options if option.startswith(name))[:3]
+    return f"; did you mean {' or '.join(begin)}?" if begin else nearest(name, sorted(options))
 
 
 def _flat(kind: type) -> Iterator[Field[Any]]:

@@ -2,13 +2,17 @@
 
 import struct
 import zlib
+from io import BytesIO
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeAlias
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from parhelion.errors import UserError
+
+BinaryFile: TypeAlias = IO[bytes] | BytesIO
+"""Checked while the program runs, a BytesIO is not taken for an IO[bytes]."""
 
 MODES = {1: "L", 3: "RGB"}
 WHITE = 65535
@@ -37,15 +41,22 @@ DECODING_ERRORS = (
 class BadImage(UserError):  # noqa: N818
     """An image that cannot be used: one sentence that names the file, where it is known, and the reason."""
 
-    def __init__(self, sentence: str) -> None:
+    def __init__(self, message: str) -> None:
         # A loader's worker process hands an error on as "Caught BadImage in ...", the traceback in that process,
         # and the sentence on the last line; what arrives should be the sentence.
-        if sentence.startswith("Caught BadImage ") and "\n" in sentence:
-            sentence = sentence.rstrip("\n").rpartition("\n")[2].partition(": ")[2]
-        super().__init__(sentence)
+        if message.startswith("Caught BadImage ") and "\n" in message:
+            message = message.rstrip("\n").rpartition("\n")[2].partition(": ")[2]
+        super().__init__(message)
+
+    # torch raises an error with a `message` again without keeping it in a variable. Without that, the error, its
+    # traceback and the loader would keep each other alive, and ending each worker would take 5 seconds.
+    @property
+    def message(self) -> str:
+        """The sentence."""
+        return str(self)
 
 
-def open_image(file: str | Path | IO[bytes], in_chans: int = 3, *, name: str | None = None) -> Image.Image:
+def open_image(file: str | Path | BinaryFile, in_chans: int = 3, *, name: str | None = None) -> Image.Image:
     """The image in `file`, fully decoded: mode RGB for `in_chans` 3, L (grey) for 1.
 
     Any format that Pillow reads; the first frame of an animation; upright (EXIF orientation applied). See `as_mode`
@@ -125,7 +136,7 @@ def _over_white(image: Image.Image) -> Image.Image:
     return Image.alpha_composite(Image.new("RGBA", layers.size, "white"), layers).convert("RGB")
 
 
-def _file_name(file: IO[bytes]) -> str | None:
+def _file_name(file: BinaryFile) -> str | None:
     name = getattr(file, "name", None)
     return name if isinstance(name, str) else None
 

@@ -48,20 +48,10 @@ def learning_curves(rows: Sequence[Mapping[str, float]], path: Path, title: str)
     _curve(loss, epochs, [row["val_loss"] for row in rows], BLUE, "validation")
     _dress(loss, "loss", epochs)
     loss.set_ylim(bottom=0)
-    _curve(accuracy, epochs, [100 * row["top5"] for row in rows], GREEN, "top-5")
-    _curve(accuracy, epochs, [100 * row["top1"] for row in rows], BLUE, "top-1")
+    for name, label, color in (("top5", "top-5", GREEN), ("top1", "top-1", BLUE)):
+        percent = [100 * row[name] for row in rows]
+        _curve(accuracy, epochs, percent, color, f"{label}, {percent[-1]:.2f}% at last")
     _dress(accuracy, "validation accuracy, %", epochs)
-    top1 = 100 * rows[-1]["top1"]
-    accuracy.annotate(
-        f"{top1:.2f}%",
-        (epochs[-1], top1),
-        xytext=(0, -9),
-        textcoords="offset points",
-        ha="right",
-        va="top",
-        color=BLUE,
-        weight="bold",
-    )
     low = min(100 * row["top1"] for row in rows)
     accuracy.set_ylim(bottom=max(0.0, low - 0.25 * (101 - low)), top=101)
     _save(figure, path)

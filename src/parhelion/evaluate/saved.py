@@ -1,17 +1,17 @@
 """Classifiers as `parhelion train` saves them: weights, class names and preprocessing in one file."""
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from parhelion.data.transforms import Preprocessing
 from parhelion.errors import UserError
 from parhelion.models.catalog import create_model
+from parhelion.models.weights import why_not_fit
 from parhelion.train import checkpoint
 from parhelion.train.record import RECIPE, WEIGHTS
 
@@ -90,21 +90,6 @@ def weights_file(path: Path) -> Path:
             raise UserError(f"the folder {path} holds no {WEIGHTS}; name a folder that parhelion train wrote")
         return path / WEIGHTS
     return path
-
-
-def why_not_fit(model: nn.Module, weights: Mapping[str, Tensor]) -> str | None:
-    """A clause that counts the tensors of `weights` that `model` lacks, misses or shapes otherwise."""
-    wanted = model.state_dict()
-    missing = [name for name in wanted if name not in weights]
-    unexpected = [name for name in weights if name not in wanted]
-    reshaped = [
-        f"{name} is {tuple(weights[name].shape)} for {tuple(tensor.shape)}"
-        for name, tensor in wanted.items()
-        if name in weights and weights[name].shape != tensor.shape
-    ]
-    found = {"missing": missing, "unexpected": unexpected, "of another shape": reshaped}
-    clauses = [f"{len(names)} tensors {what} (first: {names[0]})" for what, names in found.items() if names]
-    return ", ".join(clauses) or None
 
 
 def _recipe_model(path: Path) -> str | None:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from accelerate import Accelerator, DataLoaderConfiguration
 from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast, gather_object, set_seed
@@ -57,6 +58,8 @@ def train(
     _check_shareable(source, accelerator)
     set_seed(recipe.seed)
     classifier = _untrained(recipe, source)
+    # Equal weights in all processes, but each its own dropout.
+    set_seed(recipe.seed, device_specific=True)
     train_loader = _train_loader(recipe, source)
     run = _Run(recipe, accelerator, source, classifier, quiet=quiet)
     run.open(out, {**recipe.as_dict(), "data": data, "data_dir": data_dir and str(data_dir)})
@@ -183,8 +186,10 @@ def _accelerator(recipe: Recipe) -> Accelerator:
     # Accelerate keeps the precision of a process's first run; a later run may choose another.
     AcceleratorState._reset_state()
     loaders = DataLoaderConfiguration(split_batches=True, even_batches=False)
+    # Without being told, Accelerate would let several processes on a CPU run side by side, each for itself.
+    on_cpu = not torch.accelerator.is_available()
     try:
-        accelerator = Accelerator(mixed_precision=recipe.precision, dataloader_config=loaders)
+        accelerator = Accelerator(mixed_precision=recipe.precision, dataloader_config=loaders, cpu=on_cpu)
     except ValueError as error:
         raise UserError(f"precision is {recipe.precision}, which cannot be had: {str(error).rstrip('.')}") from error
     # Accelerate passes over fp16 on a CPU in silence.

@@ -87,4 +87,5 @@ def _rich_bar() -> Any:
         TextColumn("{task.percentage:>3.0f}%"),
         TextColumn("{task.fields[rate]}", style="cyan"),
         TextColumn("{task.fields[left]}", style="magenta"),
+        transient=True,
     )
