@@ -9,6 +9,7 @@ import argparse
 import shutil
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +24,21 @@ COLUMNS = f"{'model':<14}{'parameters':>12}{'multiply-adds':>15}{'test accuracy'
 def main() -> None:
     """Train each recipe into its own folder under --out, then print one table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for the runs; replaced if it is a demo's")
+    parser.add_argument(
+        "--out", type=Path, default=Path("demo"), help="folder for the runs; replaced if it is a demo's"
+    )
     out = parser.parse_args().out
     started = time.perf_counter()
     results = []
     for name in RECIPES:
         clear(out / name)
         print(f"\n{name}: 10,000 photographs of clothing, 2,000 to test on", flush=True)
-        results.append(train(recipe(name), data="bundled", out=out / name))
+        # The photographs have 28 pixels a side; enlarging them to the recipe's 32 would cost time and add nothing.
+        results.append(train(replace(recipe(name), image_px=28), data="bundled", out=out / name))
     print("\n" + table(results))
-    print(f"\n{time.perf_counter() - started:.0f} s in all; each folder holds curves.png, confusion.png, predictions.png:")
+    print(
+        f"\n{time.perf_counter() - started:.0f} s in all; each folder holds curves.png, confusion.png, predictions.png:"
+    )
     for name in RECIPES:
         print(f"  {out / name}")
 

@@ -1,6 +1,6 @@
 """Write a small folder of class folders with PNGs and JPEGs of mixed sizes, for trying the commands on.
 
-    python scripts/sample_folder.py FOLDER
+python scripts/sample_folder.py FOLDER
 """
 
 import sys

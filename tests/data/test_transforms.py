@@ -98,12 +98,13 @@ def test_augmentation_that_is_all_off_is_plain_resizing() -> None:
     [
         Augmentation(),
         Augmentation(crop="padded"),
+        Augmentation(crop="center"),
         dataclasses.replace(OFF, flip=0.5),
         dataclasses.replace(OFF, randaugment=9),
         dataclasses.replace(OFF, erase=0.5),
         dataclasses.replace(OFF, color_jitter=0.4),
     ],
-    ids=["resized", "padded", "flip", "randaugment", "erase", "color_jitter"],
+    ids=["resized", "padded", "center", "flip", "randaugment", "erase", "color_jitter"],
 )
 @pytest.mark.parametrize("preprocessing", [RGB, GREY], ids=["RGB", "grey"])
 def test_each_augmentation_is_random_and_repeats_with_the_seed(
@@ -118,6 +119,13 @@ def test_each_augmentation_is_random_and_repeats_with_the_seed(
     assert runs[0].shape == (12, preprocessing.in_chans, preprocessing.image_px, preprocessing.image_px)
     assert torch.equal(runs[0], runs[1])
     assert len(runs[0].flatten(1).unique(dim=0)) > 1
+
+
+def test_a_center_crop_is_what_evaluation_sees() -> None:
+    preprocessing = Preprocessing(image_px=24, mean=(0.5,) * 3, std=(0.5,) * 3, crop_ratio=0.8)
+    image = Image.effect_noise((41, 57), 60).convert("RGB")
+    trained = train_transform(preprocessing, Augmentation(crop="center", flip=0.0))(image)
+    assert torch.equal(trained, eval_transform(preprocessing)(image))
 
 
 def test_a_padded_crop_moves_the_image_by_at_most_an_eighth() -> None:

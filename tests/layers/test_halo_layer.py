@@ -113,6 +113,7 @@ def test_the_same_window_leaves_the_tables_as_they_are() -> None:
     assert resized_table(before, before.shape[0]) is before
 
 
+@pytest.mark.usefixtures("shapes_unchecked")
 def test_a_window_that_cannot_be_is_refused_and_the_layer_stays() -> None:
     layer = HaloAttention(8, heads=2, block=4, halo=1, stride=2)
     with pytest.raises(ValueError, match="stride must divide block"):

@@ -5,7 +5,7 @@ timm is imported where it is used: that takes seconds, and a recipe or a `--help
 
 from collections.abc import Callable
 from dataclasses import MISSING, asdict, dataclass, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from PIL import Image
 from torch import Tensor
@@ -14,6 +14,7 @@ from parhelion.errors import UserError, nearest
 
 Transform = Callable[[Image.Image], Tensor]
 
+Crop = Literal["resized", "padded", "center"]
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 WHOLE_SCALE, WHOLE_RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
 
@@ -70,9 +71,10 @@ class Preprocessing:
 class Augmentation:
     """What training does to an image at random; raises UserError for values that mean nothing."""
 
-    crop: Literal["resized", "padded"] = "resized"
+    crop: Crop = "resized"
     """resized: a random part of the image, resized (large images). padded: the image resized until its shorter side
-    is image_px, an eighth of that added in black on every side, and a square cut out at random (small images)."""
+    is image_px, an eighth of that added in black on every side, and a square cut out at random (small images).
+    center: what evaluation sees."""
     crop_scale: tuple[float, float] = WHOLE_SCALE
     """Area of the part, as a share of the image; for crop "resized" only."""
     crop_ratio: tuple[float, float] = WHOLE_RATIO
@@ -87,7 +89,7 @@ class Augmentation:
     """Largest change of brightness, contrast and saturation, as a share."""
 
     def __post_init__(self) -> None:
-        _require(self.crop in ("resized", "padded"), "crop", self.crop, "'resized' or 'padded'")
+        _require(self.crop in get_args(Crop), "crop", self.crop, " or ".join(map(repr, get_args(Crop))))
         low, high = self.crop_scale
         _require(0 < low <= high <= 1, "crop_scale", self.crop_scale, "two rising numbers in 0 to 1")
         low, high = self.crop_ratio
@@ -96,8 +98,8 @@ class Augmentation:
         _require(0 <= self.erase <= 1, "erase", self.erase, "a probability, 0 to 1")
         _require(0 <= self.randaugment <= 10, "randaugment", self.randaugment, "0 (off) to 10")
         _require(self.color_jitter >= 0, "color_jitter", self.color_jitter, "0 (off) or more")
-        if self.crop == "padded" and (self.crop_scale, self.crop_ratio) != (WHOLE_SCALE, WHOLE_RATIO):
-            raise UserError("crop_scale and crop_ratio are for crop 'resized', but crop is 'padded'")
+        if self.crop != "resized" and (self.crop_scale, self.crop_ratio) != (WHOLE_SCALE, WHOLE_RATIO):
+            raise UserError(f"crop_scale and crop_ratio are for crop 'resized', but crop is '{self.crop}'")
 
 
 def eval_transform(preprocessing: Preprocessing) -> Transform:
@@ -138,8 +140,8 @@ def train_transform(preprocessing: Preprocessing, augmentation: Augmentation) ->
     )
     for step in augment.transforms:
         _keep_one_bit(step)
-    if augmentation.crop == "padded":
-        crop = _padded_crop(preprocessing, augmentation.flip)
+    if augmentation.crop != "resized":
+        crop = _square_crop(preprocessing, augmentation)
     steps = [crop, augment, normalise]
     if augmentation.color_jitter:
         # timm leaves the jitter out when RandAugment is on; whoever asks for both gets both.
@@ -155,18 +157,16 @@ def _keep_one_bit(randaugment: Any) -> None:
             operation.magnitude_max = 9
 
 
-def _padded_crop(preprocessing: Preprocessing, flip: float) -> Callable[[Image.Image], Image.Image]:
+def _square_crop(preprocessing: Preprocessing, augmentation: Augmentation) -> Callable[[Image.Image], Image.Image]:
     from timm.data.transforms import str_to_interp_mode
     from torchvision import transforms
 
-    size = preprocessing.image_px
-    return transforms.Compose(
-        [
-            transforms.Resize(size, interpolation=str_to_interp_mode(preprocessing.interpolation)),
-            transforms.RandomCrop(size, padding=size // 8),
-            transforms.RandomHorizontalFlip(flip),
-        ]
-    )
+    size, ratio = preprocessing.image_px, preprocessing.crop_ratio
+    padded = augmentation.crop == "padded"
+    cut = transforms.RandomCrop(size, padding=size // 8) if padded else transforms.CenterCrop(size)
+    shorter_side = size if padded else int(size / ratio)
+    resize = transforms.Resize(shorter_side, interpolation=str_to_interp_mode(preprocessing.interpolation))
+    return transforms.Compose([resize, cut, transforms.RandomHorizontalFlip(augmentation.flip)])
 
 
 def _require(holds: bool, name: str, value: object, right: str) -> None:

@@ -64,7 +64,8 @@ def load_classifier(path: Path) -> Classifier:
         raise UserError(f"{file}{written} is a checkpoint of another architecture than {expected}: {detail}")
     model.load_state_dict(weights)
     return Classifier(
-        model=model.eval(),
+        # In the memory layout of training, so that scores agree to the last bit.
+        model=model.eval().to(memory_format=torch.channels_last),
         name=facts["model"],
         arguments=facts["model_arguments"],
         class_names=tuple(facts["class_names"]),

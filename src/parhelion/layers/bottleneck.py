@@ -10,9 +10,8 @@ from parhelion.shapes import Float, Tensor
 class Bottleneck(nn.Module):
     """A post-activation ResNet block: `act(shortcut(x) + bn(1x1(act(bn(operator(act(bn(1x1(x)))))))))`.
 
-    The shortcut is a strided 1x1 convolution with batch normalisation where channels or resolution change. The last
-    normalisation starts at zero, so that the block starts as its shortcut; the papers do not say. Squeeze and
-    excitation, where asked for, weighs the block's output before the sum, as in SE-ResNet.
+    The shortcut is a strided 1x1 convolution with batch normalisation where channels or resolution change.
+    Squeeze and excitation, where asked for, weighs the block's output before the sum, as in SE-ResNet.
     """
 
     def __init__(
@@ -36,7 +35,6 @@ class Bottleneck(nn.Module):
         self.norm2 = nn.BatchNorm2d(inner)
         self.expand = nn.Conv2d(inner, dim_out, 1, bias=False)
         self.norm3 = nn.BatchNorm2d(dim_out)
-        nn.init.zeros_(self.norm3.weight)
         self.se = SEModule(dim_out, rd_ratio=se_ratio) if se_ratio else nn.Identity()
         self.shortcut: nn.Module = nn.Identity()
         if dim != dim_out or stride != 1:

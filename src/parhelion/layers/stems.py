@@ -2,9 +2,11 @@
 
 from typing import Literal
 
+import torch.nn.functional as F
 from torch import nn
 
 from parhelion.layers.operators import ACTIVATIONS, Activation
+from parhelion.shapes import Float, Tensor
 
 StemKind = Literal["conv7", "conv3", "patch4"]
 # kernel, stride, padding of the convolution, and whether a 3x3 max-pool of stride 2 follows
@@ -15,11 +17,21 @@ STEMS: dict[StemKind, tuple[int, int, int, bool]] = {
 }
 
 
+class PatchConvolution(nn.Conv2d):
+    """A convolution as wide as its stride; an image that it does not divide is rounded up with zeros."""
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b e ph pw"]:
+        """One pixel per patch, (B, out_channels, ceil(H/stride), ceil(W/stride))."""
+        beyond_h, beyond_w = (-size % stride for size, stride in zip(x.shape[2:], self.stride, strict=True))
+        return super().forward(F.pad(x, (0, beyond_w, 0, beyond_h)))
+
+
 def stem_convolution(kind: StemKind, in_chans: int, width: int, act: Activation) -> nn.Sequential:
     """Convolution, batch normalisation and activation: (B, in_chans, H, W) to `width` channels."""
     kernel, stride, padding, _ = STEMS[kind]
+    convolution = PatchConvolution if kernel == stride else nn.Conv2d
     return nn.Sequential(
-        nn.Conv2d(in_chans, width, kernel, stride=stride, padding=padding, bias=False),
+        convolution(in_chans, width, kernel, stride=stride, padding=padding, bias=False),
         nn.BatchNorm2d(width),
         ACTIVATIONS[act](inplace=True),
     )

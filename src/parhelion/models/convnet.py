@@ -23,6 +23,7 @@ class ConvNet(Row):
     act: Activation = "relu"
     stem: StemKind = "conv7"
     stem_width: int = 64
+    zero_init_last: bool = True
 
     def network(self) -> Network:
         """The description that the skeleton builds."""
@@ -37,7 +38,13 @@ class ConvNet(Row):
             )
             for blocks, width, stride in zip(self.blocks, self.widths, STRIDES, strict=False)
         )
-        return Network(stem=self.stem, stem_width=self.stem_width, stages=tuple(stages), act=self.act)
+        return Network(
+            stem=self.stem,
+            stem_width=self.stem_width,
+            stages=tuple(stages),
+            act=self.act,
+            zero_init_last=self.zero_init_last,
+        )
 
 
 RESNET, SE_RESNET = "arXiv 1512.03385, stride on the 3x3", "arXiv 2103.12731, Table 8 (R50+SE, R101+SE)"
@@ -59,7 +66,7 @@ CONVNETS = {
         blocks=(3, 4, 23, 3), se_ratio=1 / 8, image_px=512,
         params=54_072_072, multiply_adds=40_759_197_696, source=SE_RESNET),
     "resnet_tiny": ConvNet(
-        blocks=TINY_BLOCKS, widths=TINY_WIDTHS, bottleneck=2.0, stem="conv3", stem_width=32, image_px=32,
-        params=843_016, multiply_adds=23_283_712, source="ours: small images"),
+        blocks=TINY_BLOCKS, widths=TINY_WIDTHS, bottleneck=2.0, stem="conv3", stem_width=32, zero_init_last=False,
+        image_px=32, params=561_672, multiply_adds=13_060_096, source="ours: small images"),
 }
 # fmt: on

@@ -34,6 +34,7 @@ class HaloNet(Row):
     act: Activation = "silu"
     stem: StemKind = "conv7"
     stem_width: int = 64
+    zero_init_last: bool = True
     border: Border = "zero"
     scale: float | None = 1.0
     relative: Relative = "halves"
@@ -55,7 +56,12 @@ class HaloNet(Row):
             )
         )
         return Network(
-            stem=self.stem, stem_width=self.stem_width, stages=stages, act=self.act, head_width=self.head_width
+            stem=self.stem,
+            stem_width=self.stem_width,
+            stages=stages,
+            act=self.act,
+            head_width=self.head_width,
+            zero_init_last=self.zero_init_last,
         )
 
     def _operator(self, stage: int, heads: int) -> Operator:
@@ -179,8 +185,8 @@ HALONETS = {  # b, h, r_v, r_b, l_3 and d_f, s, published parameters; below them
     "halo_resnet50_se": _se_resnet((3, 4, 6, 3), 25_889_352, 20_714_618_880),
     "halo_resnet101_se": _se_resnet((3, 4, 23, 3), 49_357_512, 40_113_537_024),
     "halonet_tiny": HaloNet(
-        block=4, halo=1, bottleneck=2.0, blocks=TINY_BLOCKS, widths=TINY_WIDTHS, heads=(4, 4, 4), act="relu",
-        stem="conv3", stem_width=32, rows="offsets", image_px=32,
-        params=585_976, multiply_adds=19_228_672, source="ours: small images"),
+        block=4, halo=1, bottleneck=2.0, blocks=TINY_BLOCKS, widths=TINY_WIDTHS, heads=(2, 4, 8), act="relu",
+        stem="conv3", stem_width=32, zero_init_last=False, rows="offsets", image_px=32,
+        params=433_080, multiply_adds=12_605_440, source="ours: small images"),
 }
 # fmt: on

@@ -38,6 +38,7 @@ class Network:
     stages: tuple[Stage, ...]
     act: Activation
     head_width: int | None = None  # d_f: a last 1x1 convolution before the pooling
+    zero_init_last: bool = True  # each block starts as its shortcut
 
     @property
     def reduction(self) -> int:
@@ -252,6 +253,8 @@ def _build_stages(network: Network, image_size: tuple[int, int]) -> nn.Sequentia
                 act=network.act,
                 se_ratio=stage.se_ratio,
             )
+            if network.zero_init_last:
+                nn.init.zeros_(block.norm3.weight)
             blocks.append(block)
             dim = stage.dim_out
         stages.append(nn.Sequential(*blocks))

@@ -24,5 +24,5 @@ class Row(ABC):
 # Every field of `Row` itself describes the row; what a family adds may be overridden by the user.
 WIDTHS = (64, 128, 256, 512)  # base widths of a ResNet's stages
 TINY_WIDTHS = (32, 64, 128)  # of the small members, for 32-pixel images
-TINY_BLOCKS = (2, 2, 2)
+TINY_BLOCKS = (1, 1, 1)
 STRIDES = (1, 2, 2, 2)  # of each stage's first block

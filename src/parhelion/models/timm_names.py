@@ -22,12 +22,14 @@ def _entrypoint(name: str) -> Any:
         pretrained: bool = False,
         pretrained_cfg: Any = None,
         pretrained_cfg_overlay: Any = None,
+        cache_dir: Any = None,
         img_size: int | tuple[int, int] | None = None,
         drop_path_rate: float = 0.0,
         **arguments: Any,
     ) -> nn.Module:
         return create_model(name, pretrained=pretrained, image_size=img_size, drop_path=drop_path_rate, **arguments)
 
+    # timm says with the configurations and the folder where to fetch weights from; there are none to fetch.
     build.__name__ = build.__qualname__ = PREFIX + name
     build.__doc__ = f"parhelion's {name}, with timm's names for the arguments."
     return build

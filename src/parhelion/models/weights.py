@@ -23,7 +23,9 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     try:
         weights = load_file(path)
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is not a whole safetensors file ({error}); give weights that parhelion saved") from error
+        raise UserError(
+            f"{path} is not a whole safetensors file ({error}); give weights that parhelion saved"
+        ) from error
     if misfit := why_not_fit(model, weights):
         raise UserError(f"the weights in {path} are of another architecture: {misfit}")
     model.load_state_dict(weights)

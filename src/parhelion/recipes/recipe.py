@@ -51,8 +51,9 @@ class Recipe:
     precision: Literal["no", "bf16", "fp16"] = "no"
     """Mixed precision of training; no: float32. Evaluation is always float32."""
 
-    crop: Literal["resized", "padded"] = "resized"
-    """Training crop; resized: of random size and shape; padded: the image, moved a little at random."""
+    crop: Literal["resized", "padded", "center"] = "resized"
+    """Training crop; resized: of random size and shape; padded: the image, moved a little at random; center: as in
+    evaluation."""
     crop_scale: tuple[float, float] = (0.08, 1.0)
     """Smallest and largest share of the image's area in a resized crop."""
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)

@@ -8,15 +8,14 @@ def small_images(model: str) -> Recipe:
     return Recipe(
         model=model,
         image_px=32,
-        epochs=6,
-        batch=128,
+        epochs=4,
+        batch=64,
         optimizer="adamw",
-        lr_per_256=4e-3,
+        lr_per_256=6e-3,
         weight_decay=0.05,
-        clip_norm=1.0,
-        warmup_epochs=1.0,
+        warmup_epochs=0.5,
         label_smoothing=0.1,
-        crop="padded",
+        crop="center",
     )
 
 

@@ -30,7 +30,9 @@ def build_optimizer(
     if name == "sgd":
         return create_optimizer_v2(model, name, lr=lr, weight_decay=weight_decay, momentum=momentum)
     second = {"adamw": 0.999, "lamb": 0.999, "lion": 0.99}[name]
-    return create_optimizer_v2(model, name, lr=lr, weight_decay=weight_decay, betas=(momentum, second))
+    # One pass over all weights instead of an operation for each step of the formula; torch's AdamW alone has it.
+    fused = {"fused": True} if name == "adamw" else {}
+    return create_optimizer_v2(model, name, lr=lr, weight_decay=weight_decay, betas=(momentum, second), **fused)
 
 
 def cosine_schedule(

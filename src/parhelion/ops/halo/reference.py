@@ -16,8 +16,8 @@ def halo_attention_reference(
 ) -> Float[Tensor, "b qh qw n e"]:
     """Gather every window, then attend. Letters: block (y, x), query (i, j) in it, key (a, c) in its window."""
     block, halo = window.block, window.halo
-    tiles = _windows(q * window.scale, window.queries, halo=0)
-    logits = torch.einsum("byixjnd,byaxcnd->byxnijac", tiles, _windows(k, block, halo))
+    tiles = _blocks(q * window.scale, window.queries)
+    logits = torch.einsum("byixjnd,byxacnd->byxnijac", tiles, _windows(k, block, halo))
     if tables is not None:
         logits = logits + _relative_logits(tiles, tables, window)
     if window.border == "masked":
@@ -25,18 +25,24 @@ def halo_attention_reference(
         seen = rows[:, None, None, None, None, :, None] & cols[:, None, None, None, None, :]
         logits = logits.masked_fill(~seen, float("-inf"))
     weights = logits.flatten(-2).softmax(dim=-1).view_as(logits).to(v.dtype)
-    out = torch.einsum("byxnijac,byaxcne->byixjne", weights, _windows(v, block, halo))
+    out = torch.einsum("byxnijac,byxacne->byixjne", weights, _windows(v, block, halo))
     return out.flatten(3, 4).flatten(1, 2)[:, : q.shape[1], : q.shape[2]].to(v.dtype)
 
 
-def _windows(x: Float[Tensor, "b h w n d"], block: int, halo: int) -> Float[Tensor, "b y a x c n d"]:
-    """Whole blocks of `x`, each with its halo, as (b, blocks_h, window_h, blocks_w, window_w, n, c); zeros outside."""
+def _blocks(x: Float[Tensor, "b h w n d"], block: int) -> Float[Tensor, "b y i x j n d"]:
+    """The map in whole blocks, (b, blocks_h, block, blocks_w, block, n, d); zeros where it had to be rounded up."""
+    beyond_h, beyond_w = (-size % block for size in x.shape[1:3])
+    x = F.pad(x, (0, 0, 0, 0, 0, beyond_w, 0, beyond_h))
+    return x.unflatten(2, (-1, block)).unflatten(1, (-1, block))
+
+
+def _windows(x: Float[Tensor, "b h w n d"], block: int, halo: int) -> Float[Tensor, "b y x a c n d"]:
+    """Every block with its halo, (b, blocks_h, blocks_w, window_h, window_w, n, d); zeros outside the image."""
+    rows, cols = (_window_pixels(size, block, halo, x.device) + halo for size in x.shape[1:3])
     beyond_h, beyond_w = (-size % block + halo for size in x.shape[1:3])
     x = F.pad(x, (0, 0, 0, 0, halo, beyond_w, halo, beyond_h))
-    for axis, size in ((1, x.shape[1]), (3, x.shape[2])):
-        pixels = _window_pixels(size - 2 * halo, block, halo, x.device) + halo
-        x = x.index_select(axis, pixels.flatten()).unflatten(axis, pixels.shape)
-    return x
+    pixels = rows[:, None, :, None] * x.shape[2] + cols[None, :, None, :]
+    return x.flatten(1, 2).index_select(1, pixels.flatten()).unflatten(1, pixels.shape)
 
 
 def _window_pixels(size: int, block: int, halo: int, device: torch.device) -> Tensor:
