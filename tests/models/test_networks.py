@@ -118,7 +118,7 @@ def test_checkpointed_activations_give_the_same_gradients(name: str) -> None:
 def test_drop_path_rises_linearly_and_acts_in_training_only() -> None:
     model = create_model("halonet_tiny", drop_path=0.5, num_classes=5)
     rates = [getattr(block.drop_path, "drop_prob", 0.0) for block in model.bottlenecks]
-    assert rates == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4, 0.5])
+    assert rates == pytest.approx([0.0, 0.25, 0.5])
     for block in model.bottlenecks:
         nn.init.ones_(block.norm3.weight)
     images = torch.randn(8, 3, 24, 40)

@@ -145,3 +145,12 @@ def test_axial_attention_wants_a_row_for_every_offset_and_one_in_the_middle(axis
 )
 def test_axial_attention_names_the_option_that_does_not_fit(options: dict[str, str], sentence: str):
     assert_says(sentence, axial_attention, Q, V, TABLE, **options)
+
+
+@pytest.mark.parametrize(("attend", "options"), [(halo_attention, WINDOW), (content_attention, {})])
+def test_queries_and_keys_of_two_dtypes_or_of_integers_are_named(
+    attend: Callable[..., Tensor], options: dict[str, Any]
+):
+    sentence = "q and k must have one floating-point dtype, not torch."
+    assert_says(f"{sentence}float32 and torch.bfloat16", attend, Q, K.bfloat16(), V, **options)
+    assert_says(f"{sentence}int64 and torch.int64", attend, Q.long(), K.long(), V, **options)

@@ -50,7 +50,7 @@ def run(arguments: list[str]) -> None:
 def _cells(row: "ModelInfo") -> tuple[str, ...]:
     return (
         row.name,
-        f"{row.params / 1e6:.2f} M",
+        f"{row.params / 1e6:.3f} M",
         f"{row.multiply_adds / 1e9:.3f} G",
         f"{row.image_px} px",
         row.source,

@@ -1,6 +1,7 @@
 """The one skeleton: stem, stages of bottlenecks, head. What differs between the networks are numbers."""
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -151,7 +152,7 @@ class ResNet(nn.Module):
     def forward_intermediates(
         self,
         x: Float[Tensor, "b c h w"],
-        indices: int | list[int] | None = None,
+        indices: int | Sequence[int] | None = None,
         norm: bool = False,
         stop_early: bool = False,
         output_fmt: str = "NCHW",
@@ -185,7 +186,7 @@ class ResNet(nn.Module):
         return maps if intermediates_only else (self.final(x), maps)
 
     def prune_intermediate_layers(
-        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
+        self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
         """Drop the stages after the last map asked for, and the head; the normalised indices come back."""
         wanted, last = feature_take_indices(len(self.feature_info), indices)

@@ -8,6 +8,8 @@ def check_maps(q: Tensor, k: Tensor, v: Tensor) -> None:
     for name, tensor in (("q", q), ("k", k), ("v", v)):
         if tensor.ndim != 5:
             raise ValueError(f"{name} must be (batch, h, w, heads, channels), not of shape {tuple(tensor.shape)}")
+    if q.dtype != k.dtype or not q.is_floating_point():
+        raise ValueError(f"q and k must have one floating-point dtype, not {q.dtype} and {k.dtype}")
     if q.shape != k.shape:
         raise ValueError(f"q and k must have one shape, not {tuple(q.shape)} and {tuple(k.shape)}")
     if v.shape[:4] != k.shape[:4]:

@@ -59,6 +59,8 @@ def check_maps(q: Tensor, k: Tensor, v: Tensor, stride: int) -> None:
     for name, tensor in (("q", q), ("k", k), ("v", v)):
         if tensor.ndim != 5:
             raise ValueError(f"{name} must be (batch, h, w, heads, channels), not of shape {tuple(tensor.shape)}")
+    if q.dtype != k.dtype or not q.is_floating_point():
+        raise ValueError(f"q and k must have one floating-point dtype, not {q.dtype} and {k.dtype}")
     batch, h, w, heads, head_dim = k.shape
     if v.shape[:4] != k.shape[:4]:
         raise ValueError(f"k and v must agree in batch, h, w and heads, not {tuple(k.shape)} and {tuple(v.shape)}")
