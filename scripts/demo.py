@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from parhelion.errors import UserError
+from parhelion.recipes.album import CONFUSION, CURVES, SHEET
 from parhelion.recipes.classification import train
 from parhelion.recipes.table import recipe
 
 RECIPES = ("halonet_tiny", "gsa_tiny", "resnet_tiny")
+PICTURES = (CURVES, CONFUSION, SHEET)
 COLUMNS = f"{'model':<14}{'parameters':>12}{'multiply-adds':>15}{'test accuracy':>15}{'time':>8}"
 
 
@@ -36,9 +38,7 @@ def main() -> None:
         # The photographs have 28 pixels a side; enlarging them to the recipe's 32 would cost time and add nothing.
         results.append(train(replace(recipe(name), image_px=28), data="bundled", out=out / name))
     print("\n" + table(results))
-    print(
-        f"\n{time.perf_counter() - started:.0f} s in all; each folder holds curves.png, confusion.png, predictions.png:"
-    )
+    print(f"\n{time.perf_counter() - started:.0f} s in all; each folder holds {', '.join(PICTURES)}:")
     for name in RECIPES:
         print(f"  {out / name}")
 
