@@ -16,7 +16,7 @@ ARGUMENTS = {"num_classes": 3, "in_chans": 1, "image_size": 16}
 @pytest.fixture
 def classifier():
     return Classifier(
-        model=create_model("resnet_tiny", **ARGUMENTS).eval(),
+        model=create_model("resnet_tiny", **ARGUMENTS).eval().to(memory_format=torch.channels_last),
         name="resnet_tiny",
         arguments=ARGUMENTS,
         class_names=("Größe", "a/b", "c"),

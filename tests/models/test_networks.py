@@ -1,10 +1,12 @@
 """The networks at work: shapes, sizes, gradients, timm's methods."""
 
 import math
+from pathlib import Path
 
 import pytest
 import timm
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 import parhelion
@@ -200,8 +202,26 @@ def test_unknown_names_and_choices_are_answered_with_the_nearest() -> None:
         parhelion.create_model("halonet_h9")
     with pytest.raises(UserError, match="halonet_h1 has no choice 'blok'; did you mean block"):
         parhelion.create_model("halonet_h1", blok=4)
+    with pytest.raises(
+        UserError, match=r"every stage needs one number of each.*blocks has 2, widths has 4, heads has 4"
+    ):
+        parhelion.create_model("halonet_h1", blocks=(1, 2))
     with pytest.raises(UserError, match="no pretrained weights of resnet26"):
         parhelion.create_model("resnet26", pretrained=True)
+
+
+def test_weights_of_another_architecture_are_refused_and_the_right_ones_loaded(tmp_path: Path) -> None:
+    saved = create_model("halonet_tiny", num_classes=5).eval()
+    save_file({name: tensor.contiguous() for name, tensor in saved.state_dict().items()}, tmp_path / "w.safetensors")
+    loaded = create_model("halonet_tiny", num_classes=5, checkpoint_path=tmp_path / "w.safetensors").eval()
+    images = torch.randn(2, 3, 24, 40)
+    assert torch.equal(saved(images), loaded(images))
+    for name, arguments in (("gsa_tiny", {"num_classes": 5}), ("halonet_tiny", {"num_classes": 6})):
+        with pytest.raises(UserError, match="of another architecture"):
+            create_model(name, checkpoint_path=tmp_path / "w.safetensors", **arguments)
+    (tmp_path / "cut.safetensors").write_bytes((tmp_path / "w.safetensors").read_bytes()[:5000])
+    with pytest.raises(UserError, match="not a whole safetensors file"):
+        create_model("halonet_tiny", num_classes=5, checkpoint_path=tmp_path / "cut.safetensors")
 
 
 def test_info_tells_counts_source_and_choices() -> None:

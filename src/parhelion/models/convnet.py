@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from parhelion.layers.operators import Activation, Convolution
 from parhelion.layers.stems import StemKind
 from parhelion.models.resnet import Network, Stage
-from parhelion.models.rows import STRIDES, TINY_BLOCKS, TINY_WIDTHS, WIDTHS, Row
+from parhelion.models.rows import TINY_BLOCKS, TINY_WIDTHS, WIDTHS, Row, per_stage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class ConvNet(Row):
                 stride=stride,
                 se_ratio=self.se_ratio,
             )
-            for blocks, width, stride in zip(self.blocks, self.widths, STRIDES, strict=False)
+            for blocks, width, stride in per_stage(blocks=self.blocks, widths=self.widths)
         )
         return Network(
             stem=self.stem,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from parhelion.layers.operators import Activation, Convolution, Gsa
 from parhelion.layers.stems import StemKind
 from parhelion.models.resnet import Network, Stage
-from parhelion.models.rows import STRIDES, TINY_BLOCKS, TINY_WIDTHS, WIDTHS, Row
+from parhelion.models.rows import TINY_BLOCKS, TINY_WIDTHS, WIDTHS, Row, per_stage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,9 +46,7 @@ class GsaNet(Row):
                 dim_out=round(width * self.bottleneck),
                 stride=stride,
             )
-            for group, (blocks, width, stride) in enumerate(
-                zip(self.blocks, self.widths, STRIDES, strict=False), start=1
-            )
+            for group, (blocks, width, stride) in enumerate(per_stage(blocks=self.blocks, widths=self.widths), start=1)
         )
         return Network(
             stem=self.stem,

@@ -10,7 +10,7 @@ from parhelion.layers.operators import Activation, Convolution, Halo, Operator
 from parhelion.layers.stems import StemKind
 from parhelion.layers.tables import TableRows
 from parhelion.models.resnet import Network, Stage
-from parhelion.models.rows import STRIDES, TINY_BLOCKS, TINY_WIDTHS, WIDTHS, Row
+from parhelion.models.rows import TINY_BLOCKS, TINY_WIDTHS, WIDTHS, Row, per_stage
 from parhelion.ops.halo import Border, Relative
 
 
@@ -52,7 +52,7 @@ class HaloNet(Row):
                 se_ratio=self.se_ratio if number in self.conv_stages else self.se_ratio_halo,
             )
             for number, (blocks, width, heads, stride) in enumerate(
-                zip(self.blocks, self.widths, self.heads, STRIDES, strict=False), start=1
+                per_stage(blocks=self.blocks, widths=self.widths, heads=self.heads), start=1
             )
         )
         return Network(
