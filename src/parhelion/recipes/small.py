@@ -4,7 +4,11 @@ from parhelion.recipes.recipe import Recipe
 
 
 def small_images(model: str) -> Recipe:
-    """What the recipes below share, so that only the model differs between them."""
+    """What the recipes below share, so that only the model differs between them.
+
+    Chosen for a few minutes on two cores: no crops, which help longer runs only. On a GPU or with more time, try
+    --crop padded --epochs 50.
+    """
     return Recipe(
         model=model,
         image_px=32,
@@ -23,6 +27,8 @@ def halonet_tiny() -> Recipe:
     """A HaloNet for 32-pixel images: halo attention in every stage after the stem.
 
     parhelion train halonet_tiny --data bundled --out runs/halonet_tiny
+
+    Seen with --image-px 28, seed 0, one run: 86.15% top-1 on the 2,000 test images.
     """
     return small_images("halonet_tiny")
 
@@ -31,6 +37,8 @@ def gsa_tiny() -> Recipe:
     """A GSA network for 32-pixel images: global attention in every stage after the stem.
 
     parhelion train gsa_tiny --data bundled --out runs/gsa_tiny
+
+    Seen with --image-px 28, seed 0, one run: 85.60% top-1 on the 2,000 test images.
     """
     return small_images("gsa_tiny")
 
@@ -39,5 +47,7 @@ def resnet_tiny() -> Recipe:
     """The convolutional twin of halonet_tiny and gsa_tiny, for comparison.
 
     parhelion train resnet_tiny --data bundled --out runs/resnet_tiny
+
+    Seen with --image-px 28, seed 0, one run: 87.60% top-1 on the 2,000 test images.
     """
     return small_images("resnet_tiny")
