@@ -1,4 +1,4 @@
-"""Write a small folder of class folders with PNGs and JPEGs of mixed sizes, for trying the commands on.
+"""Write a small folder of class folders with mixed PNGs and JPEGs, some turned by EXIF, to try the commands on.
 
 python scripts/sample_folder.py FOLDER
 """
@@ -12,6 +12,7 @@ from PIL import Image
 from parhelion.data.fashion import bundled_images
 
 CLASSES = {"boots": 9, "dresses": 3, "trousers": 1}
+ORIENTATION, TURN_CLOCKWISE = 0x0112, 6
 COUNTS = {"train": 16, "val": 6}
 
 
@@ -24,7 +25,11 @@ def main(folder: Path) -> None:
             for number, pixels in enumerate(images[np.asarray(labels) == label][:count]):
                 image = Image.fromarray(pixels).resize((40 + 3 * number, 61 - 2 * number))
                 ending, mode = ("png", "RGBA") if number % 2 else ("jpg", "L" if number % 4 else "RGB")
-                image.convert(mode).save(folder / split / name / f"{number}.{ending}")
+                exif = Image.Exif()
+                if number % 6 == 4:
+                    # Stored on its side, with the tag that tells viewers to turn it back.
+                    image, exif[ORIENTATION] = image.transpose(Image.Transpose.ROTATE_90), TURN_CLOCKWISE
+                image.convert(mode).save(folder / split / name / f"{number}.{ending}", exif=exif)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,15 @@ def seed() -> None:
 
 
 @pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Compute with one thread, which is the faster way for tiny networks."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
 def shapes_unchecked() -> Iterator[None]:
     """Let unfit arguments reach the library's own checks, as they do for users.
 

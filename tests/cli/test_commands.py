@@ -15,12 +15,7 @@ from parhelion.recipes.table import RECIPES
 QUICK = ("--image-px", "16", "--epochs", "2", "--batch", "10", "--warmup-epochs", "0.5", "--lr-per-256", "0.02")
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Halo attention as a layer (arXiv 2103.12731, section 3)."""
+"""Halo attention as a layer (arXiv 2103.12731)."""
 
 from typing import Literal
 

@@ -28,7 +28,7 @@ def without_spare(table: Float[Tensor, "rows d"], spare: int) -> Float[Tensor, "
 def resized_table(table: Float[Tensor, "rows d"], rows: int) -> Float[Tensor, "resized d"]:
     """The table linearly interpolated to another number of rows; its middle and its ends stay where they are.
 
-    This is how arXiv 2103.12731 (appendix, fine-tuning) carries embeddings to another block and halo.
+    This is how arXiv 2103.12731 carries embeddings to another block and halo.
     """
     if table.shape[0] == rows:
         return table

@@ -47,7 +47,7 @@ class ConvNet(Row):
         )
 
 
-RESNET, SE_RESNET = "arXiv 1512.03385, stride on the 3x3", "arXiv 2103.12731, Table 8 (R50+SE, R101+SE)"
+RESNET, SE_RESNET = "arXiv 1512.03385, stride on the 3x3", "arXiv 2103.12731, COCO detection"
 
 # fmt: off
 CONVNETS = {

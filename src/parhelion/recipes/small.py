@@ -6,8 +6,8 @@ from parhelion.recipes.recipe import Recipe
 def small_images(model: str) -> Recipe:
     """What the recipes below share, so that only the model differs between them.
 
-    Chosen for a few minutes on two cores: no crops, which help longer runs only. On a GPU or with more time, try
-    --crop padded --epochs 50.
+    Chosen for a few minutes on two cores: no crops, which cost accuracy in so few epochs
+    (LOG.md); --crop padded has them.
     """
     return Recipe(
         model=model,

@@ -1,4 +1,4 @@
-"""Blocked local attention with halos (arXiv 2103.12731, section 3)."""
+"""Blocked local attention with halos (arXiv 2103.12731)."""
 
 from parhelion.ops.halo.api import halo_attention
 from parhelion.ops.halo.contract import Border, Relative, Window, check_window, table_rows, table_widths

@@ -35,7 +35,7 @@ def halo_attention(  # noqa: PLR0913  every argument is a choice that the paper 
 
     The image is cut into tiles of `block` x `block` pixels. All queries of a tile share one window of
     (block + 2 halo)² keys, and `softmax(scale * (q·k + q·r))` over the whole window weighs the values
-    (arXiv 2103.12731, section 3). No mask centres the window on its pixel, so the operation commutes with shifts
+    (arXiv 2103.12731). No mask centres the window on its pixel, so the operation commutes with shifts
     by whole blocks only. Cost: (block + 2 halo)² (d + e) multiply-adds per query and head; linear in pixels.
 
     Args:
@@ -48,7 +48,7 @@ def halo_attention(  # noqa: PLR0913  every argument is a choice that the paper 
         block: Side of a tile in pixels of k.
         halo: Pixels that the window reaches beyond the tile on every side. 0 gives plain windows; a block as
             large as the map gives global attention.
-        stride: Keeps every s-th query and the whole window (section 3.2); must divide `block`. The paper does not say
+        stride: Keeps every s-th query and the whole window; must divide `block`. The paper does not say
             which pixel of each s x s; we keep the top-left one, as strided convolutions do. Offsets are true
             ones, in pixels of k.
         border: What lies outside the image, be it halo or rounding up to whole blocks. "zero": keys and values
