@@ -75,6 +75,16 @@ def test_equals_the_oracle(sizes: tuple[int, ...], border: str, tables: str | No
     assert_close(halo_attention(*tensors, **options), halo_oracle(*tensors, **options))
 
 
+@pytest.mark.parametrize("sizes", [(8, 12, 4, 1, 2), (7, 11, 3, 2, 3)], ids=["stride 2", "stride 3, odd sizes"])
+def test_offsets_may_be_counted_from_the_index_of_the_query(sizes: tuple[int, ...]):
+    _, _, block, halo, stride = sizes
+    options = {"block": block, "halo": halo, "stride": stride, "offsets": "queries"}
+    tensors = inputs(*sizes)
+    out = halo_attention(*tensors, **options)
+    assert_close(out, halo_oracle(*tensors, **options))
+    assert not torch.allclose(out, halo_oracle(*tensors, block=block, halo=halo, stride=stride))
+
+
 @settings(deadline=None, derandomize=True, max_examples=25)
 @given(data=st.data())
 def test_equals_the_oracle_at_any_size(data: st.DataObject):

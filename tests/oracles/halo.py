@@ -20,6 +20,7 @@ def halo_oracle(  # noqa: PLR0913  the arguments of halo_attention
     border: str = "zero",
     scale: float = 1.0,
     relative: str = "halves",
+    offsets: str = "pixels",
 ) -> Tensor:
     """What `halo_attention` must return. Every step is rounded to the dtype given: float64 makes it the truth."""
     _, h, w, _, head_dim = k.shape
@@ -43,7 +44,8 @@ def halo_oracle(  # noqa: PLR0913  the arguments of halo_attention
             else:
                 continue
             if fits_h and fits_w:
-                logit = logit + (fits_h[key_row - row + middle] + fits_w[key_col - col + middle])
+                origin_row, origin_col = (origin(pixel, block, stride, offsets) for pixel in (row, col))
+                logit = logit + (fits_h[key_row - origin_row + middle] + fits_w[key_col - origin_col + middle])
             logits.append(scale * logit)
             seen.append(value)
         out.append(torch.stack(logits).softmax(0) @ torch.stack(seen))
@@ -54,3 +56,9 @@ def window(pixel: int, block: int, halo: int) -> range:
     """The rows (or columns) of keys that the query at `pixel` sees, some of them outside the image."""
     first_of_block = pixel // block * block
     return range(first_of_block - halo, first_of_block + block + halo)
+
+
+def origin(pixel: int, block: int, stride: int, offsets: str) -> int:
+    """Where the query at `pixel` counts its offsets from."""
+    within = pixel % block
+    return pixel if offsets == "pixels" else pixel - within + within // stride

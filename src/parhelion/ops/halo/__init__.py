@@ -1,6 +1,6 @@
 """Blocked local attention with halos (arXiv 2103.12731)."""
 
 from parhelion.ops.halo.api import halo_attention
-from parhelion.ops.halo.contract import Border, Relative, Window, check_window, table_rows, table_widths
+from parhelion.ops.halo.contract import Border, Offsets, Relative, Window, check_window, table_rows, table_widths
 
-__all__ = ["Border", "Relative", "Window", "check_window", "halo_attention", "table_rows", "table_widths"]
+__all__ = ["Border", "Offsets", "Relative", "Window", "check_window", "halo_attention", "table_rows", "table_widths"]

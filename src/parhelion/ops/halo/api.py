@@ -4,6 +4,7 @@ from typing import Literal
 
 from parhelion.ops.halo.contract import (
     Border,
+    Offsets,
     Relative,
     Window,
     check_maps,
@@ -29,6 +30,7 @@ def halo_attention(  # noqa: PLR0913  every argument is a choice that the paper 
     border: Border = "zero",
     scale: float = 1.0,
     relative: Relative = "halves",
+    offsets: Offsets = "pixels",
     impl: Literal["auto", "reference"] = "auto",
 ) -> Float[Tensor, "b qh qw n e"]:
     """Let every pixel attend to the window of its block: the block and `halo` pixels round it.
@@ -49,14 +51,15 @@ def halo_attention(  # noqa: PLR0913  every argument is a choice that the paper 
         halo: Pixels that the window reaches beyond the tile on every side. 0 gives plain windows; a block as
             large as the map gives global attention.
         stride: Keeps every s-th query and the whole window; must divide `block`. The paper does not say
-            which pixel of each s x s; we keep the top-left one, as strided convolutions do. Offsets are true
-            ones, in pixels of k.
+            which pixel of each s x s; we keep the top-left one, as strided convolutions do.
         border: What lies outside the image, be it halo or rounding up to whole blocks. "zero": keys and values
             of zero, which still have a relative logit and take softmax mass. "masked": no keys at all. The paper says
             only "with padding at boundaries"; we read it as zeros.
         scale: Factor on the logits. The paper writes none, so 1.0; pass d ** -0.5 for the usual one.
         relative: "halves": the first d // 2 channels of q meet `table_h`, the others `table_w` (the paper).
             "summed": all d channels meet both tables (timm).
+        offsets: What a strided query counts its offsets from. "pixels": its own pixel, so that they are true.
+            "queries": its index among the queries of the block, as timm does; the same without a stride.
         impl: "auto" chooses the fastest implementation that can run, "reference" is plain PyTorch.
 
     Returns:
@@ -66,7 +69,7 @@ def halo_attention(  # noqa: PLR0913  every argument is a choice that the paper 
     Raises:
         ValueError: shapes that do not fit together, or an unknown choice; the sentence says which.
     """
-    window = Window(block, halo, stride, border, scale, relative)
+    window = Window(block, halo, stride, border, scale, relative, offsets)
     check_window(window)
     check_maps(q, k, v, stride)
     check_tables(table_h, table_w, table_rows(block, halo), table_widths(q.shape[-1], relative))

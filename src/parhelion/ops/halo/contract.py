@@ -6,6 +6,7 @@ from torch import Tensor
 
 Border = Literal["zero", "masked"]
 Relative = Literal["halves", "summed"]
+Offsets = Literal["pixels", "queries"]
 
 
 class Window(NamedTuple):
@@ -17,6 +18,12 @@ class Window(NamedTuple):
     border: Border
     scale: float
     relative: Relative
+    offsets: Offsets = "pixels"
+
+    @property
+    def step(self) -> int:
+        """How far the offset of a key moves from one query of a block to the next."""
+        return self.stride if self.offsets == "pixels" else 1
 
     @property
     def side(self) -> int:
@@ -52,6 +59,8 @@ def check_window(window: Window) -> None:
         raise ValueError(f"border must be 'zero' or 'masked', not {window.border!r}")
     if window.relative not in ("halves", "summed"):
         raise ValueError(f"relative must be 'halves' or 'summed', not {window.relative!r}")
+    if window.offsets not in ("pixels", "queries"):
+        raise ValueError(f"offsets must be 'pixels' or 'queries', not {window.offsets!r}")
 
 
 def check_maps(q: Tensor, k: Tensor, v: Tensor, stride: int) -> None:

@@ -60,8 +60,8 @@ def _inside(size: int, window: Window, device: torch.device) -> Tensor:
 def _relative_logits(
     q: Float[Tensor, "b y i x j n d"], tables: tuple[Tensor, Tensor], window: Window
 ) -> Float[Tensor, "b y x n i j a c"]:
-    """Each axis reads its own table at the true offset key - stride * query, whose lowest value is row 0."""
-    queries = torch.arange(window.queries, device=q.device) * window.stride
+    """Each axis reads its own table at the offset key - step * query, whose lowest value is row 0."""
+    queries = torch.arange(window.queries, device=q.device) * window.step
     keys = torch.arange(window.side, device=q.device)
     rows = keys - queries[:, None] + (window.block - 1)
     embeddings_h, embeddings_w = (table.to(q.dtype)[rows] for table in tables)
