@@ -75,7 +75,7 @@ def test_equals_the_oracle(sizes: tuple[int, ...], border: str, tables: str | No
     assert_close(halo_attention(*tensors, **options), halo_oracle(*tensors, **options))
 
 
-@pytest.mark.parametrize("sizes", [(8, 12, 4, 1, 2), (7, 11, 3, 2, 3)], ids=["stride 2", "stride 3, odd sizes"])
+@pytest.mark.parametrize("sizes", [(8, 12, 4, 1, 2), (7, 11, 6, 2, 3)], ids=["stride 2", "stride 3, odd sizes"])
 def test_offsets_may_be_counted_from_the_index_of_the_query(sizes: tuple[int, ...]):
     _, _, block, halo, stride = sizes
     options = {"block": block, "halo": halo, "stride": stride, "offsets": "queries"}
