@@ -1,4 +1,4 @@
-"""The command line: `parhelion train | evaluate | predict | models`.
+"""The command line: `parhelion train | evaluate | predict | benchmark | models`.
 
 Exit code 0; 2 with one sentence on standard error for a user's mistake; 130 after Ctrl-C.
 """
@@ -20,6 +20,7 @@ VERBS = {
     "train": "train a recipe on your images",
     "evaluate": "score a trained model on your images",
     "predict": "say what is in image files",
+    "benchmark": "time a model against others on this machine",
     "models": "list the models, with parameters and multiply-adds",
 }
 

@@ -1,0 +1,173 @@
+"""`parhelion benchmark MODEL --against timm:NAME`."""
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from parhelion.cli.arguments import parsed
+from parhelion.errors import UserError
+
+if TYPE_CHECKING:
+    from parhelion.evaluate.networks import Network
+
+REPORT = "benchmark.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """Time a model against others in one run: numbers are checked first, then all take turns."""
+
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+    """A name of parhelion models, timm:NAME, or accelerated:NAME (timm's model through parhelion.accelerate)."""
+    against: Annotated[tuple[str, ...], tyro.conf.arg(metavar="MODEL...")] = ()
+    """Models to compare it with, named alike."""
+    image_px: int | None = None
+    """Side of the square images; what MODEL is made for, if not given."""
+    batch: int = 8
+    """Images at a time."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16: weights and images for inference, autocast for training."""
+    compile: bool = False
+    """Time each model through torch.compile too."""
+    train: bool = False
+    """Time a training step (forward, loss, backward, SGD) instead of inference."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where to compute."""
+    threads: int | None = None
+    """Threads of the CPU; PyTorch's own choice if not given."""
+    rounds: int = 10
+    """How often each model takes its turn."""
+    json: bool = False
+    """Print the report as JSON."""
+    out: Path | None = None
+    """Folder for the report as benchmark.json and a chart as benchmark.png."""
+
+
+def run(arguments: list[str]) -> None:
+    """Measure as `arguments` say."""
+    chosen = parsed(Arguments, arguments, prog="parhelion benchmark")
+    _check(chosen)
+    # Bring torch, which a help text need not wait for.
+    import torch
+
+    from parhelion.evaluate.report import narrator, save_report, speed_case, speed_report
+    from parhelion.evaluate.speed import Candidate, Run, ready
+
+    candidates = _candidates(chosen)
+    if chosen.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: PyTorch finds no GPU here; use --device cpu")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(chosen.threads or threads)
+    try:
+        say = narrator(quiet=chosen.json)
+        runs: dict[Candidate, Run] = {}
+        for candidate in candidates:
+            say(f"checking {candidate.name}")
+            runs[candidate] = ready(candidate)
+        first = candidates[0]
+        doing = "training step" if chosen.train else "inference"
+        title = f"{first.model}, {doing}, {first.image_px} px, batch {first.batch}, {first.precision}"
+        case = speed_case(first.model, title, runs, rounds=chosen.rounds, memory=True, say=say)
+        report = speed_report([case], title, device=chosen.device)
+    finally:
+        torch.set_num_threads(threads)
+    if chosen.json:
+        print(json.dumps(report, indent=2, ensure_ascii=False))
+    else:
+        _show(report)
+    if chosen.out is not None:
+        _make(chosen.out)
+        save_report(report, chosen.out / REPORT)
+
+
+def _check(chosen: Arguments) -> None:
+    for option, value in (("--batch", chosen.batch), ("--rounds", chosen.rounds), ("--threads", chosen.threads)):
+        if value is not None and value < 1:
+            raise UserError(f"{option} is {value}; it must be at least 1")
+    if chosen.image_px is not None and chosen.image_px < 1:
+        raise UserError(f"--image-px is {chosen.image_px}; it must be at least 1")
+    if chosen.out is not None:
+        _check_out(chosen.out)
+
+
+def _check_out(folder: Path) -> None:
+    """Raise UserError before anything is measured where the report could not be written."""
+    nearest = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not nearest.is_dir():
+        raise UserError(f"--out {folder} cannot be a folder: {nearest} is a file")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise UserError(f"--out {folder} cannot be written: no permission in {nearest}")
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {folder} cannot be made: {error.strerror}") from error
+
+
+def _candidates(chosen: Arguments) -> "list[Network]":
+    import parhelion
+    from parhelion.evaluate.networks import Network, check_name, own_image_px
+
+    models = list(dict.fromkeys((chosen.model, *chosen.against)))
+    for model in models:
+        check_name(model)
+    image_px = chosen.image_px or own_image_px(chosen.model)
+    precision: Literal["float32", "bfloat16", "autocast"] = chosen.dtype
+    if chosen.train and chosen.dtype == "bfloat16":
+        precision = "autocast"
+    candidates = [
+        Network(
+            name=f"{model}, compiled" if compiled else model,
+            model=model,
+            image_px=image_px,
+            batch=chosen.batch,
+            precision=precision,
+            train=chosen.train,
+            compiled=compiled,
+            device=chosen.device,
+            folded=hasattr(parhelion, "fold"),
+        )
+        for model in models
+        for compiled in ((False, True) if chosen.compile else (False,))
+    ]
+    for candidate in candidates:
+        reason = candidate.why_not()
+        if reason is not None:
+            raise UserError(f"{candidate.name} cannot be measured: {reason}")
+    return candidates
+
+
+def _show(report: Mapping[str, Any]) -> None:
+    from parhelion.evaluate.report import HEADINGS, cells
+    from parhelion.evaluate.speed import footnote
+
+    (case,) = report["cases"]
+    rows = [cells(row) for row in case["candidates"]]
+    if not sys.stdout.isatty():
+        for row in (HEADINGS, *rows):
+            print(*row, sep="\t")
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    if sys.stderr.isatty():
+        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+    products = ", ".join(f"{rate:.0f} GFLOP/s in {dtype}" for dtype, rate in case["matrix_product_gflops"].items())
+    note = (
+        f"ratio: time over that of {case['candidates'][0]['name']}; a product of large matrices: {products}\n"
+        f"{footnote(report)}"
+    )
+    table = Table(title=report["title"], caption=note, caption_justify="left", box=None, pad_edge=False)
+    for heading in HEADINGS:
+        table.add_column(heading, justify="left" if heading == HEADINGS[0] else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
