@@ -65,6 +65,7 @@ def test_each_model_is_compiled_too(capsys):
         (["resnet_tiny", "--against", "timm:resnet_50"], "timm has no model 'resnet_50'; did you mean resnet50"),
         (["resnet_tiny", "--against", "keras:resnet50"], "timm:NAME"),
         (["resnet_tiny", "--image-px", "1"], "resnet_tiny does not take images of 1x1 pixels"),
+        (["accelerated:test_resnet", "--image-px", "64"], "finds nothing to change"),
         (["resnet_tiny", "--image-px", "0"], "--image-px is 0"),
         (["resnet_tiny", "--batch", "0"], "--batch is 0; it must be at least 1"),
         (["resnet_tiny", "--rounds", "-1"], "--rounds is -1"),
