@@ -94,6 +94,7 @@ def measured_case(case: Case, *, quick: bool, wrong: list[str]) -> dict[str, Any
             left_out[candidate.name] = reason
     rounds = QUICK_ROUNDS if quick else case.rounds
     row = speed_case(case.name, case.title, runs, rounds=rounds, memory=not quick, left_out=left_out, say=say)
+    say("")
     del runs
     gc.collect()
     torch.compiler.reset()

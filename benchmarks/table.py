@@ -26,8 +26,10 @@ def markdown(report: Mapping[str, Any], source: str) -> str:
     lines += ["", "| case | candidate | images/s | ms per batch (quartiles) | of a matrix product | peak MiB |"]
     lines += ["|---|---|---|---|---|---|"]
     for case in report["cases"]:
-        lines += [_candidate_line(case["title"], row) for row in case["candidates"]]
-        lines += [f"| {case['title']} | {other['name']} | {other['reason']} | | | |" for other in case["left_out"]]
+        rows = [_candidate_cells(row) for row in case["candidates"]]
+        rows += [f"{other['name']} | {other['reason']} | | |" for other in case["left_out"]]
+        # The case is named once, before its first candidate.
+        lines += [f"| {'' if index else case['title']} | {row} |" for index, row in enumerate(rows)]
     how = "Medians of one run, the candidates of a case in turns"
     return "\n".join([*lines, "", f"{footnote(report)}. {how}, {report['time'][:10]}: [{source}]({source})."])
 
@@ -40,12 +42,12 @@ def _target_line(title: str, target: Mapping[str, Any]) -> str:
     return f"| {title} | {target['says']} | {sign} {target['at_least']:g} | {aim} | {strong} |"
 
 
-def _candidate_line(title: str, row: Mapping[str, Any]) -> str:
+def _candidate_cells(row: Mapping[str, Any]) -> str:
     low, median, high = (figures(1e3 * row["seconds"][key]) for key in ("lower_quartile", "median", "upper_quartile"))
     share = row["share_of_matrix_product"]
     return (
-        f"| {title} | {row['name']} | {figures(row['images_per_second'])} | {median} ({low} to {high}) | "
-        f"{'' if share is None else f'{100 * share:.0f}%'} | {figures(row['peak_memory_mib'])} |"
+        f"{row['name']} | {figures(row['images_per_second'])} | {median} ({low} to {high}) | "
+        f"{'' if share is None else f'{100 * share:.0f}%'} | {figures(row['peak_memory_mib'])}"
     )
 
 

@@ -103,4 +103,5 @@ def test_ctrl_c_leaves_nothing_behind(capsys, monkeypatch, tmp_path):
 
     monkeypatch.setattr("parhelion.evaluate.speed.interleaved", interrupted)
     assert main(["benchmark", "timm:test_resnet", *QUICK, "--out", str(tmp_path / "report")]) == 130
+    assert capsys.readouterr().err.endswith("parhelion: stopped\n")
     assert not (tmp_path / "report").exists()

@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"parhelion: {error}", file=sys.stderr)
         return USER_MISTAKE
     except KeyboardInterrupt as interrupt:
-        print(f"parhelion: {interrupt or 'stopped'}", file=sys.stderr)
+        print(f"parhelion: {str(interrupt) or 'stopped'}", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
         # Whoever read our output has enough; without this Python would complain once more when it exits.

@@ -64,8 +64,8 @@ def run(arguments: list[str]) -> None:
         raise UserError("--device cuda: PyTorch finds no GPU here; use --device cpu")
     threads = torch.get_num_threads()
     torch.set_num_threads(chosen.threads or threads)
+    say = narrator(quiet=chosen.json)
     try:
-        say = narrator(quiet=chosen.json)
         runs: dict[Candidate, Run] = {}
         for candidate in candidates:
             say(f"checking {candidate.name}")
@@ -76,6 +76,7 @@ def run(arguments: list[str]) -> None:
         case = speed_case(first.model, title, runs, rounds=chosen.rounds, memory=True, say=say)
         report = speed_report([case], title, device=chosen.device)
     finally:
+        say("")
         torch.set_num_threads(threads)
     if chosen.json:
         print(json.dumps(report, indent=2, ensure_ascii=False))
@@ -158,8 +159,6 @@ def _show(report: Mapping[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    if sys.stderr.isatty():
-        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
     products = ", ".join(f"{rate:.0f} GFLOP/s in {dtype}" for dtype, rate in case["matrix_product_gflops"].items())
     note = (
         f"ratio: time over that of {case['candidates'][0]['name']}; a product of large matrices: {products}\n"

@@ -16,8 +16,8 @@ from parhelion.train.atomic import replacement, write_json
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-INK, FAINT, PAPER, GRID = "#1f2430", "#8a90a0", "#ffffff", "#e4e6ec"
-OURS, THEIRS = "#2f6fb0", "#b9c0cc"
+INK, FAINT, PAPER = "#1f2430", "#8a90a0", "#ffffff"
+FIRST, KIN, OTHERS = "#2f6fb0", "#8fb3d9", "#c3c8d2"
 HEADINGS = ("candidate", "ms per batch", "quartiles", "images/s", "ratio", "GFLOP/s", "of a product", "peak MiB")
 # Inches of a chart: its width, and what each bar, the head of a panel, and title with footnote take.
 WIDTH, BAR, PANEL, FRAME = 10.0, 0.34, 0.72, 1.15
@@ -76,13 +76,16 @@ def save_report(report: Mapping[str, Any], path: Path) -> None:
 
 
 def narrator(*, quiet: bool = False) -> Callable[[str], None]:
-    """Says on standard error what is going on: one line that changes on a terminal, few lines elsewhere."""
+    """Says on standard error what is going on: one line that changes on a terminal, few lines elsewhere.
+
+    An empty text ends it.
+    """
     on_terminal = sys.stderr.isatty()
     last = float("-inf")
 
     def say(text: str) -> None:
         nonlocal last
-        if quiet or (not on_terminal and time.monotonic() - last < PLAIN_SECONDS):
+        if quiet or (not on_terminal and (not text or time.monotonic() - last < PLAIN_SECONDS)):
             return
         last = time.monotonic()
         # The code erases the rest of the line.
@@ -107,12 +110,10 @@ def cells(row: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def figures(value: float | None) -> str:
-    """`value` to three significant figures, without an exponent; a dash for None."""
+    """`value` to three significant figures; a dash for None."""
     if value is None:
         return "-"
-    if abs(value) >= 100:
-        return f"{value:.0f}"
-    return f"{value:.3g}" if abs(value) >= 1 else f"{value:.2f}"
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def speed_chart(report: Mapping[str, Any], path: Path) -> None:
@@ -139,23 +140,33 @@ def _draw_case(axes: Axes, case: Mapping[str, Any], *, titled: bool) -> None:
     low = [rate - row["units"] / row["seconds"]["upper_quartile"] for rate, row in zip(rates, rows, strict=True)]
     high = [row["units"] / row["seconds"]["lower_quartile"] - rate for rate, row in zip(rates, rows, strict=True)]
     places = range(len(rows))
-    colors = [OURS if place == 0 else THEIRS for place in places]
+    first = _short(rows[0]["name"])
+    kin = [KIN if _short(row["name"]) == first else OTHERS for row in rows[1:]]
     spread = [[max(0.0, value) for value in side] for side in (low, high)]
-    axes.barh(places, rates, color=colors, height=0.68, xerr=spread, error_kw={"ecolor": INK, "lw": 1, "capsize": 2})
+    axes.barh(
+        places, rates, color=[FIRST, *kin], height=0.68, xerr=spread, error_kw={"ecolor": INK, "lw": 1, "capsize": 2}
+    )
     axes.set_yticks(places, [_plain(row["name"]) for row in rows], size=9)
     axes.invert_yaxis()
-    axes.set_xlim(0, 1.42 * max(rates))
+    axes.set_xlim(0, 1.5 * max(rates))
     for place, row in zip(places, rows, strict=True):
-        against = "" if place == 0 else f"   {_compared(row['ratio'], rows[0]['name'])}"
+        against = "" if place == 0 else f"   {_compared(row['ratio'], first)}"
         end = rates[place] + spread[1][place] + 0.012 * max(rates)
         text = f"{figures(rates[place])} {row['unit']}/s{against}"
         axes.text(end, place, text, va="center", color=INK, size=9, weight="bold" if place == 0 else "normal")
     if titled:
         axes.set_title(_plain(case["title"]), color=INK, size=10.5, loc="left")
     axes.set_xticks([])
+    promises = [f"{target['says']}: {figures(target['reached'])}" for target in case.get("targets", ())]
+    axes.set_xlabel(_plain("; ".join(promises)), loc="left", color=INK, size=9, style="italic")
     axes.spines[["top", "right", "bottom"]].set_visible(False)
     axes.spines["left"].set_color(FAINT)
     axes.tick_params(length=0, labelcolor=INK)
+
+
+def _short(name: str) -> str:
+    """What comes before the comma: `timm halonet_h1` of `timm halonet_h1, compiled`."""
+    return name.partition(",")[0]
 
 
 def _compared(ratio: float, first: str) -> str:
