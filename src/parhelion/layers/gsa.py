@@ -1,7 +1,5 @@
 """The GSA module as a layer (arXiv 2010.03019, Fig. 1)."""
 
-from typing import Literal
-
 import torch.nn.functional as F
 from torch import nn
 
@@ -9,6 +7,7 @@ from parhelion.layers.heads import apart, channels_per_head, together
 from parhelion.layers.tables import new_table, resize_parameter, resized_table
 from parhelion.ops.axial import axial_attention
 from parhelion.ops.content import content_attention
+from parhelion.ops.implementation import Implementation
 from parhelion.shapes import Float, Tensor
 
 
@@ -39,7 +38,7 @@ class GlobalSelfAttention(nn.Module):
         normalize_queries: bool = False,
         dim_qk: int | None = None,
         bias: bool = False,
-        impl: Literal["auto", "reference"] = "auto",
+        impl: Implementation = "auto",
     ) -> None:
         """Build the layer.
 
@@ -69,7 +68,7 @@ class GlobalSelfAttention(nn.Module):
         self.head_dim = channels_per_head(heads, dim_qk=self.dim_qk, dim_out=self.dim_out)
         self.heads, self.size, self.stride = heads, size, stride
         self.content, self.position, self.normalize_queries = content, position, normalize_queries
-        self.impl: Literal["auto", "reference"] = impl
+        self.impl: Implementation = impl
         self.qkv = nn.Conv2d(dim, 2 * self.dim_qk + self.dim_out, 1, bias=bias)
         if position:
             self.table_h = new_table(2 * size - 1, self.head_dim, self.head_dim)

@@ -1,12 +1,11 @@
 """Halo attention as a layer (arXiv 2103.12731)."""
 
-from typing import Literal
-
 from torch import nn
 
 from parhelion.layers.heads import apart, channels_per_head, together
 from parhelion.layers.tables import TableRows, new_table, resize_parameter, without_spare
 from parhelion.ops.halo import Border, Relative, Window, check_window, halo_attention, table_rows, table_widths
+from parhelion.ops.implementation import Implementation
 from parhelion.shapes import Float, Tensor
 
 
@@ -36,7 +35,7 @@ class HaloAttention(nn.Module):
         rows: TableRows = "offsets",
         dim_qk: int | None = None,
         bias: bool = False,
-        impl: Literal["auto", "reference"] = "auto",
+        impl: Implementation = "auto",
     ) -> None:
         """Build the layer.
 
@@ -63,7 +62,7 @@ class HaloAttention(nn.Module):
         self.relative: Relative = relative
         self.rows: TableRows = rows
         self.scale = self.head_dim**-0.5 if scale is None else scale
-        self.impl: Literal["auto", "reference"] = impl
+        self.impl: Implementation = impl
         check_window(Window(block, halo, stride, border, self.scale, relative))
         self.q = nn.Conv2d(dim, self.dim_qk, 1, stride=stride, bias=bias)
         self.kv = nn.Conv2d(dim, self.dim_qk + self.dim_out, 1, bias=bias)

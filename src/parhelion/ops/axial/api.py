@@ -1,9 +1,9 @@
 """The public function of axial attention: contract, checks, choice of implementation."""
 
-from typing import Literal
-
 from parhelion.ops.axial.contract import Axis, check_axis, check_maps
+from parhelion.ops.axial.cpu import axial_attention_cpu, why_not_cpu
 from parhelion.ops.axial.reference import axial_attention_reference
+from parhelion.ops.implementation import Implementation, chosen
 from parhelion.shapes import Float, Tensor
 
 
@@ -13,7 +13,7 @@ def axial_attention(
     table: Float[Tensor, "offsets d"],
     *,
     axis: Axis,
-    impl: Literal["auto", "reference"] = "auto",
+    impl: Implementation = "auto",
 ) -> Float[Tensor, "b h w n e"]:
     """Let every pixel attend to its own column or row by relative position: `sum_i (q_y · table[i - y]) v_i`.
 
@@ -27,17 +27,19 @@ def axial_attention(
             2 L - 1 rows for an axis L pixels long, an odd number; of a longer table the middle rows are used. Cast to
             the dtype of q.
         axis: "h" attends along columns (over rows i of the same column), "w" along rows.
-        impl: "auto" chooses the fastest implementation that can run, "reference" is plain PyTorch.
+        impl: "auto" chooses the fastest implementation that can run, "reference" is plain PyTorch, "cpu" compiled code
+            for float32 and bfloat16 (`why_not_cpu` tells when it cannot run).
 
     Returns:
         One value per pixel, in the dtype of v. Float64, float32, bfloat16 and float16, on any device, contiguous
         or not.
 
     Raises:
-        ValueError: shapes that do not fit together, a table too short for the axis, or an unknown choice.
+        ValueError: shapes that do not fit together, a table too short for the axis, an unknown choice, or an
+            implementation that cannot run.
     """
     check_axis(axis)
     check_maps(q, v, table, axis)
-    if impl not in ("auto", "reference"):
-        raise ValueError(f"impl must be 'auto' or 'reference', not {impl!r}")
+    if chosen(impl, why_not_cpu=why_not_cpu(q, v)) == "cpu":
+        return axial_attention_cpu(q, v, table, axis=axis)
     return axial_attention_reference(q, v, table, axis=axis)

@@ -1,9 +1,9 @@
 """The public function of content attention: contract, checks, choice of implementation."""
 
-from typing import Literal
-
 from parhelion.ops.content.contract import check_maps
+from parhelion.ops.content.cpu import content_attention_cpu, why_not_cpu
 from parhelion.ops.content.reference import content_attention_reference
+from parhelion.ops.implementation import Implementation, chosen
 from parhelion.shapes import Float, Tensor
 
 
@@ -13,7 +13,7 @@ def content_attention(
     v: Float[Tensor, "b h w n e"],
     *,
     normalize_queries: bool = False,
-    impl: Literal["auto", "reference"] = "auto",
+    impl: Implementation = "auto",
 ) -> Float[Tensor, "b h w n e"]:
     """Let every pixel read one summary of the whole image: `q · (softmax over pixels of k)ᵀ v`.
 
@@ -27,16 +27,17 @@ def content_attention(
         v: Values; their width e may differ from d.
         normalize_queries: Put a softmax over the d channels of each query. That confines every output to a mean of
             the d summaries; the figure shows none, so the default leaves queries as they are.
-        impl: "auto" chooses the fastest implementation that can run, "reference" is plain PyTorch.
+        impl: "auto" chooses the fastest implementation that can run, "reference" is plain PyTorch, "cpu" compiled code
+            for float32 and bfloat16 (`why_not_cpu` tells when it cannot run).
 
     Returns:
         One value per pixel, in the dtype of v. Float64, float32, bfloat16 and float16, on any device, contiguous
         or not.
 
     Raises:
-        ValueError: shapes that do not fit together, or an unknown `impl`.
+        ValueError: shapes that do not fit together, an unknown `impl`, or one that cannot run.
     """
     check_maps(q, k, v)
-    if impl not in ("auto", "reference"):
-        raise ValueError(f"impl must be 'auto' or 'reference', not {impl!r}")
+    if chosen(impl, why_not_cpu=why_not_cpu(q, k, v)) == "cpu":
+        return content_attention_cpu(q, k, v, normalize_queries=normalize_queries)
     return content_attention_reference(q, k, v, normalize_queries=normalize_queries)

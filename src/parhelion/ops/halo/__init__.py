@@ -2,5 +2,16 @@
 
 from parhelion.ops.halo.api import halo_attention
 from parhelion.ops.halo.contract import Border, Offsets, Relative, Window, check_window, table_rows, table_widths
+from parhelion.ops.halo.cpu import why_not_cpu
 
-__all__ = ["Border", "Offsets", "Relative", "Window", "check_window", "halo_attention", "table_rows", "table_widths"]
+__all__ = [
+    "Border",
+    "Offsets",
+    "Relative",
+    "Window",
+    "check_window",
+    "halo_attention",
+    "table_rows",
+    "table_widths",
+    "why_not_cpu",
+]

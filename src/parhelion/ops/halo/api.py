@@ -1,7 +1,5 @@
 """The public function of halo attention: contract, checks, choice of implementation."""
 
-from typing import Literal
-
 from parhelion.ops.halo.contract import (
     Border,
     Offsets,
@@ -13,7 +11,9 @@ from parhelion.ops.halo.contract import (
     table_rows,
     table_widths,
 )
+from parhelion.ops.halo.cpu import halo_attention_cpu, why_not_cpu
 from parhelion.ops.halo.reference import halo_attention_reference
+from parhelion.ops.implementation import Implementation, chosen
 from parhelion.shapes import Float, Tensor
 
 
@@ -31,7 +31,7 @@ def halo_attention(  # noqa: PLR0913  every argument is a choice that the paper 
     scale: float = 1.0,
     relative: Relative = "halves",
     offsets: Offsets = "pixels",
-    impl: Literal["auto", "reference"] = "auto",
+    impl: Implementation = "auto",
 ) -> Float[Tensor, "b qh qw n e"]:
     """Let every pixel attend to the window of its block: the block and `halo` pixels round it.
 
@@ -60,20 +60,22 @@ def halo_attention(  # noqa: PLR0913  every argument is a choice that the paper 
             "summed": all d channels meet both tables (timm).
         offsets: What a strided query counts its offsets from. "pixels": its own pixel, so that they are true.
             "queries": its index among the queries of the block, as timm does; the same without a stride.
-        impl: "auto" chooses the fastest implementation that can run, "reference" is plain PyTorch.
+        impl: "auto" chooses the fastest implementation that can run, "reference" is plain PyTorch, "cpu" compiled code
+            for float32 and bfloat16 (`why_not_cpu` tells when it cannot run).
 
     Returns:
         One value per query, in the dtype of v. Float64, float32, bfloat16 and float16, on any device, contiguous
         or not.
 
     Raises:
-        ValueError: shapes that do not fit together, or an unknown choice; the sentence says which.
+        ValueError: shapes that do not fit together, an unknown choice, or an implementation that cannot run; the
+            sentence says which and why.
     """
     window = Window(block, halo, stride, border, scale, relative, offsets)
     check_window(window)
     check_maps(q, k, v, stride)
     check_tables(table_h, table_w, table_rows(block, halo), table_widths(q.shape[-1], relative))
-    if impl not in ("auto", "reference"):
-        raise ValueError(f"impl must be 'auto' or 'reference', not {impl!r}")
     tables = None if table_h is None or table_w is None else (table_h, table_w)
+    if chosen(impl, why_not_cpu=why_not_cpu(q, k, v)) == "cpu":
+        return halo_attention_cpu(q, k, v, tables, window)
     return halo_attention_reference(q, k, v, tables, window)

@@ -1,0 +1,143 @@
+// Vectors of the widest registers that the compiler was allowed to use, and what attention needs of them.
+//
+// One source serves every processor: it is compiled once per level (see setup.py), and LANES follows the level.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace parhelion {
+
+#if defined(__AVX512F__)
+constexpr int LANES = 16, REGISTERS = 32;
+#elif defined(__AVX__)
+constexpr int LANES = 8, REGISTERS = 16;
+#elif defined(__aarch64__)
+constexpr int LANES = 4, REGISTERS = 32;
+#else
+constexpr int LANES = 4, REGISTERS = 16;
+#endif
+
+typedef float Vec __attribute__((vector_size(LANES * sizeof(float))));
+typedef int32_t Ints __attribute__((vector_size(LANES * sizeof(int32_t))));
+
+constexpr float LOG2E = 1.4426950408889634f, LN2 = 0.6931471805599453f;
+
+template <typename Integer>
+constexpr Integer round_up(Integer value, Integer step) {
+    return (value + step - 1) / step * step;
+}
+
+inline Vec load(const float* from) {
+    Vec v;
+    std::memcpy(&v, from, sizeof v);
+    return v;
+}
+
+inline void store(float* to, Vec v) { std::memcpy(to, &v, sizeof v); }
+
+inline Vec broadcast(float value) { return Vec{} + value; }
+
+// Where one of them is not a number: b.
+inline Vec maximum(Vec a, Vec b) {
+#if defined(__AVX512F__)
+    return (Vec)_mm512_max_ps((__m512)a, (__m512)b);
+#elif defined(__AVX__)
+    return (Vec)_mm256_max_ps((__m256)a, (__m256)b);
+#elif defined(__x86_64__)
+    return (Vec)_mm_max_ps((__m128)a, (__m128)b);
+#else
+    return a > b ? a : b;
+#endif
+}
+
+// 2 to the power of x for x <= 0, within 1.6e-7 of the truth; below -126 it stays at 2^-126.
+inline Vec exp2_of_nonpositive(Vec x) {
+    const float shift = 12582912.0f;  // 1.5 * 2^23: adding it leaves the nearest integer in the low bits
+    x = maximum(broadcast(-126.0f), x);  // in this order not-a-number stays
+    Vec shifted = x + shift;
+    Vec rest = x - (shifted - shift);  // in [-1/2, 1/2]
+    Vec p = rest * 0.00132647273f + 0.00967151299f;
+    p = p * rest + 0.0555073358f;
+    p = p * rest + 0.240222424f;
+    p = p * rest + 0.693147004f;
+    p = p * rest + 1.0f;
+    return (Vec)((Ints)p + ((Ints)shifted << 23));
+}
+
+// bfloat16: the upper half of a float32.
+struct bfloat16 {
+    uint16_t bits;
+};
+
+inline float to_float(float value) { return value; }
+
+inline float to_float(bfloat16 value) {
+    uint32_t bits = uint32_t(value.bits) << 16;
+    float result;
+    std::memcpy(&result, &bits, sizeof result);
+    return result;
+}
+
+typedef uint16_t Halves __attribute__((vector_size(LANES * sizeof(uint16_t))));
+
+inline Vec load(const bfloat16* from) {
+    Halves halves;
+    std::memcpy(&halves, from, sizeof halves);
+    return (Vec)(__builtin_convertvector(halves, Ints) << 16);
+}
+
+inline void store(bfloat16* to, Vec v) {
+    Ints bits = (Ints)v;
+    Ints rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;  // to nearest, ties to even
+    rounded = v == v ? rounded : Ints{} + 0x7fc0;               // not a number stays so
+    Halves halves = __builtin_convertvector(rounded, Halves);
+    std::memcpy(to, &halves, sizeof halves);
+}
+
+// A row of channels into float32 scratch, times a factor; what lies between `channels` and `padded` becomes zero.
+template <typename Storage>
+inline void read_row(float* to, const Storage* from, int channels, int padded, float factor = 1.0f) {
+    int c = 0;
+    for (; c + LANES <= channels; c += LANES) store(to + c, load(from + c) * factor);
+    for (; c < channels; c++) to[c] = to_float(from[c]) * factor;
+    for (; c < padded; c++) to[c] = 0.0f;
+}
+
+// A row of float32 scratch into channels.
+template <typename Storage>
+inline void write_row(Storage* to, const float* from, int channels) {
+    int c = 0;
+    for (; c + LANES <= channels; c += LANES) store(to + c, load(from + c));
+    if (c == channels) return;
+    Storage rest[LANES];
+    float padded[LANES] = {};
+    std::memcpy(padded, from + c, (channels - c) * sizeof(float));
+    store(rest, load(padded));
+    std::memcpy(to + c, rest, (channels - c) * sizeof(Storage));
+}
+
+// Asks for a row of channels that will be needed soon.
+template <typename Storage>
+inline void prefetch_row(const Storage* row, int channels) {
+    const char *first = reinterpret_cast<const char*>(row), *last = reinterpret_cast<const char*>(row + channels);
+    for (; first < last; first += 64) __builtin_prefetch(first, 0, 2);
+}
+
+// Calls f with the number as a compile-time constant: f(std::integral_constant<int, number>), 1 <= number <= Most.
+template <int Most, typename F>
+inline void as_constant(int number, F&& f) {
+    if constexpr (Most > 0) {
+        if (number == Most)
+            f(std::integral_constant<int, Most>{});
+        else
+            as_constant<Most - 1>(number, static_cast<F&&>(f));
+    }
+}
+
+}  // namespace parhelion

@@ -1,0 +1,136 @@
+// Small matrix products that stay in cache: one operand is read number by number, the other in vectors.
+#pragma once
+
+#include <algorithm>
+
+#include "simd.h"
+
+namespace parhelion {
+
+constexpr int MOST_VECTORS = REGISTERS == 32 ? 4 : 2;
+
+// How many rows of sums fit into the registers beside `vectors` vectors of the right operand.
+constexpr int tile_rows(int vectors) {
+    if (REGISTERS == 32) return vectors == 1 ? 12 : vectors == 2 ? 10 : vectors == 3 ? 8 : 6;
+    return vectors == 1 ? 9 : 6;
+}
+
+// sums[m] += sum over k of left[m * row + k * step] * right[k * pitch ...], in registers.
+template <int ROWS, int VECTORS>
+__attribute__((always_inline)) inline void multiply_add(Vec (&sums)[ROWS][VECTORS], const float* left, long row,
+                                                        long step, const float* right, long pitch, int depth) {
+    // A base for every three rows, so that addresses need few registers.
+    const float* bases[(ROWS + 2) / 3];
+    for (int m = 0; m < ROWS; m += 3) bases[m / 3] = left + m * row;
+    for (int k = 0; k < depth; k++) {
+        Vec vectors[VECTORS];
+#pragma GCC unroll 4
+        for (int n = 0; n < VECTORS; n++) vectors[n] = load(right + n * LANES);
+#pragma GCC unroll 12
+        for (int m = 0; m < ROWS; m++) {
+            Vec number = broadcast(bases[m / 3][m % 3 * row]);
+#pragma GCC unroll 4
+            for (int n = 0; n < VECTORS; n++) sums[m][n] += number * vectors[n];
+        }
+#pragma GCC unroll 4
+        for (int m = 0; m < ROWS; m += 3) bases[m / 3] += step;
+        right += pitch;
+    }
+}
+
+// Cuts rows x vectors into register tiles and calls f(rows of the tile, its vectors, first row, first vector), the
+// first two as compile-time constants.
+template <typename F>
+__attribute__((always_inline)) inline void over_tiles(int rows, int vectors, F&& f) {
+    for (int n = 0; n < vectors; n += MOST_VECTORS) {
+        as_constant<MOST_VECTORS>(std::min(MOST_VECTORS, vectors - n), [&](auto wide) {
+            constexpr int most = tile_rows(wide.value);
+            int m = 0;
+            for (; m + most <= rows; m += most) f(std::integral_constant<int, most>{}, wide, m, n);
+            if (m < rows) as_constant<most - 1>(rows - m, [&](auto tall) { f(tall, wide, m, n); });
+        });
+    }
+}
+
+// result[m][n] += sum over k of left[m * row + k * step] * right[k][n]; n in whole vectors.
+__attribute__((noinline)) inline void accumulate(float* result, long result_pitch, const float* left, long row,
+                                                 long step, const float* right, long pitch, int rows, int vectors,
+                                                 int depth) {
+    over_tiles(rows, vectors, [&](auto tall, auto wide, int m, int n) {
+        Vec sums[tall.value][wide.value];
+        float* corner = result + m * result_pitch + n * LANES;
+        for (int i = 0; i < tall.value; i++)
+            for (int j = 0; j < wide.value; j++) sums[i][j] = load(corner + i * result_pitch + j * LANES);
+        multiply_add(sums, left + m * row, row, step, right + n * LANES, pitch, depth);
+        for (int i = 0; i < tall.value; i++)
+            for (int j = 0; j < wide.value; j++) store(corner + i * result_pitch + j * LANES, sums[i][j]);
+    });
+}
+
+// Where numbers of a three-dimensional array of vectors lie; strides in vectors.
+struct Vectors {
+    float* data;
+    long row, step;
+    float* at(long i, long k) const { return data + (i * row + k * step) * LANES; }
+};
+
+// result(m, n) += sum over k of left(m, k) * right(n, k), lane by lane: as many small products as there are lanes.
+__attribute__((noinline)) inline void contract(Vectors result, Vectors left, Vectors right, int rows, int columns,
+                                               int depth) {
+    constexpr int TALL = REGISTERS == 32 ? 4 : 2, WIDE = 4;
+    auto tile = [&](auto tall, auto wide, int m, int n) {
+        Vec sums[tall.value][wide.value];
+        for (int i = 0; i < tall.value; i++)
+            for (int j = 0; j < wide.value; j++) sums[i][j] = load(result.at(m + i, n + j));
+        for (int k = 0; k < depth; k++) {
+            Vec numbers[wide.value];
+#pragma GCC unroll 4
+            for (int j = 0; j < wide.value; j++) numbers[j] = load(right.at(n + j, k));
+#pragma GCC unroll 4
+            for (int i = 0; i < tall.value; i++) {
+                Vec number = load(left.at(m + i, k));
+#pragma GCC unroll 4
+                for (int j = 0; j < wide.value; j++) sums[i][j] += number * numbers[j];
+            }
+        }
+        for (int i = 0; i < tall.value; i++)
+            for (int j = 0; j < wide.value; j++) store(result.at(m + i, n + j), sums[i][j]);
+    };
+    for (int m = 0; m < rows; m += TALL)
+        as_constant<TALL>(std::min(TALL, rows - m), [&](auto tall) {
+            for (int n = 0; n < columns; n += WIDE)
+                as_constant<WIDE>(std::min(WIDE, columns - n), [&](auto wide) { tile(tall, wide, m, n); });
+        });
+}
+
+// One LANES x LANES block, turned over in registers.
+inline void transpose_block(float* to, long to_pitch, const float* from, long from_pitch) {
+    Vec rows[LANES];
+    for (int i = 0; i < LANES; i++) rows[i] = load(from + i * from_pitch);
+    // Each round swaps the off-diagonal quarters of blocks of 2, 4, ... rows.
+#pragma GCC unroll 4
+    for (int half = 1; half < LANES; half *= 2) {
+        Ints low, high;
+        for (int lane = 0; lane < LANES; lane++) {
+            low[lane] = lane & half ? lane - half + LANES : lane;
+            high[lane] = lane & half ? lane + LANES : lane + half;
+        }
+#pragma GCC unroll 16
+        for (int i = 0; i < LANES; i++) {
+            if (i & half) continue;
+            Vec a = rows[i], b = rows[i + half];
+            rows[i] = __builtin_shuffle(a, b, low);
+            rows[i + half] = __builtin_shuffle(a, b, high);
+        }
+    }
+    for (int i = 0; i < LANES; i++) store(to + i * to_pitch, rows[i]);
+}
+
+// rows x columns, both multiples of LANES, into columns x rows.
+inline void transpose(float* to, long to_pitch, const float* from, long from_pitch, int rows, int columns) {
+    for (int i = 0; i < rows; i += LANES)
+        for (int j = 0; j < columns; j += LANES)
+            transpose_block(to + j * to_pitch + i, to_pitch, from + i * from_pitch + j, from_pitch);
+}
+
+}  // namespace parhelion

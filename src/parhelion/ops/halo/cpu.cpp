@@ -1,0 +1,499 @@
+// Halo attention on a CPU, forward and backward (arXiv 2103.12731; see api.py for the contract).
+//
+// Work is cut into one window and one head. Its keys and values are read from the channels-last maps into cache, and
+// GROUP queries attend to them at once, one query per lane: scores are [key][lane], so the softmax needs no sums
+// across lanes. Scores are made CHUNK keys at a time and forgotten; the backward pass makes them anew. Logits are in
+// units of log2, so that the softmax needs powers of two only.
+#include "cpu.h"
+
+#include <vector>
+
+namespace parhelion::halo {
+namespace {
+
+// Where a unit of work is.
+struct Place {
+    int64_t image, row, column, head;  // row and column of the block
+};
+
+template <typename Number>
+class Worker {
+   public:
+    Worker(const Call& call, const Plan& plan, const PairTable& table_h, const PairTable& table_w)
+        : call_(call), plan_(plan), table_h_(table_h), table_w_(table_w) {}
+
+    // Takes scratch for any window of the call; backward needs more of it.
+    void prepare(Scratch& scratch, bool backward) {
+        size_t keys = size_t(plan_.side) * plan_.side, wide = std::max(plan_.d_padded, plan_.e_padded) * GROUP;
+        size_t pairs = backward ? table_h_.size() + table_w_.size() : 0, chunk = size_t(CHUNK) * GROUP;
+        scratch.reserve(4 * keys * (plan_.d_padded + plan_.e_padded) + 8 * wide + 6 * plan_.side * GROUP + 2 * chunk +
+                        pairs + 8 * GROUP);
+        keys_ = scratch.take(keys * plan_.d), values_ = scratch.take(keys * plan_.e);
+        for (float** piece : {&q_rows_, &q_columns_, &out_rows_, &out_columns_}) *piece = scratch.take(wide);
+        for (float** piece : {&row_parts_, &column_parts_}) *piece = scratch.take(size_t(plan_.side) * GROUP);
+        scores_ = scratch.take(chunk), largest_ = scratch.take(GROUP), before_ = scratch.take(GROUP);
+        sum_ = scratch.take(GROUP);
+        key_rows_.resize(keys), key_columns_.resize(keys);
+        // Without tables no query has a relative logit.
+        std::fill_n(row_parts_, plan_.side * GROUP, 0.0f), std::fill_n(column_parts_, plan_.side * GROUP, 0.0f);
+        if (!backward) return;
+        for (float** piece : {&g_rows_, &g_columns_, &grad_q_columns_}) *piece = scratch.take(wide);
+        for (float** piece : {&grad_row_parts_, &grad_column_parts_}) *piece = scratch.take(size_t(plan_.side) * GROUP);
+        grad_scores_ = scratch.take(chunk), delta_ = scratch.take(GROUP);
+        grad_keys_ = scratch.take(keys * plan_.d_padded), grad_values_ = scratch.take(keys * plan_.e_padded);
+        grad_pairs_h_ = scratch.take(table_h_.size()), grad_pairs_w_ = scratch.take(table_w_.size());
+    }
+
+    // Forward, while the rows of the place that comes next are on their way.
+    void forward(const Place& place, const Place& next) {
+        enter(place);
+        prefetch(next);
+        for (int group = 0; group < plan_.groups; group++) {
+            read_queries(group);
+            relative_logits(group);
+            attend();
+            write_out(group);
+        }
+    }
+
+    // Forgets the gradients of the tables that `backward` gathers.
+    void clear_tables() {
+        std::fill_n(grad_pairs_h_, table_h_.size(), 0.0f);
+        std::fill_n(grad_pairs_w_, table_w_.size(), 0.0f);
+    }
+
+    void backward(const Place& place) {
+        enter(place);
+        std::fill_n(grad_keys_, key_count() * plan_.d_padded, 0.0f);
+        std::fill_n(grad_values_, key_count() * plan_.e_padded, 0.0f);
+        for (int group = 0; group < plan_.groups; group++) {
+            read_queries(group);
+            relative_logits(group);
+            read_gradients(group);
+            differentiate();
+            differentiate_relative(group);
+            write_grad_q(group);
+        }
+        add_grad_keys();
+    }
+
+    // Writes the gathered gradients of the tables: rows x channels each, in the units of the scaled logits.
+    void write_tables(float* grad_h, float* grad_w) const {
+        gather(table_h_, grad_pairs_h_, grad_h);
+        gather(table_w_, grad_pairs_w_, grad_w);
+    }
+
+   private:
+    int key_count() const { return height_.size() * width_.size(); }
+
+    // Reads the keys and values of a window, those on the image.
+    void enter(const Place& place) {
+        place_ = place;
+        height_ = Span(place.row, call_.h, call_), width_ = Span(place.column, call_.w, call_);
+        const Number* k = static_cast<const Number*>(call_.k) + at(place, first_row(), first_column(), call_.k_strides);
+        const Number* v = static_cast<const Number*>(call_.v) + at(place, first_row(), first_column(), call_.v_strides);
+        int key = 0;
+        for (int i = height_.first; i < height_.last; i++)
+            for (int j = width_.first; j < width_.last; j++, key++) {
+                int row = i - height_.first, column = j - width_.first;
+                key_rows_[key] = i * GROUP, key_columns_[key] = j * GROUP;
+                read_row(keys_ + key * plan_.d, k + row * call_.k_strides[1] + column * call_.k_strides[2], plan_.d,
+                         plan_.d);
+                read_row(values_ + key * plan_.e, v + row * call_.v_strides[1] + column * call_.v_strides[2], plan_.e,
+                         plan_.e);
+            }
+    }
+
+    // Asks for the keys and values of a window.
+    void prefetch(const Place& place) const {
+        const Number *k = static_cast<const Number*>(call_.k), *v = static_cast<const Number*>(call_.v);
+        int64_t top = place.row * call_.block - call_.halo, left = place.column * call_.block - call_.halo;
+        int64_t bottom = std::min(call_.h, top + plan_.side), right = std::min(call_.w, left + plan_.side);
+        for (int64_t row = std::max<int64_t>(0, top); row < bottom; row++)
+            for (int64_t column = std::max<int64_t>(0, left); column < right; column++) {
+                prefetch_row(k + at(place, row, column, call_.k_strides), plan_.d);
+                prefetch_row(v + at(place, row, column, call_.v_strides), plan_.e);
+            }
+    }
+
+    static int64_t at(const Place& place, int64_t row, int64_t column, const int64_t* strides) {
+        return place.image * strides[0] + row * strides[1] + column * strides[2] + place.head * strides[3];
+    }
+
+    int64_t first_row() const { return place_.row * call_.block - call_.halo + height_.first; }
+    int64_t first_column() const { return place_.column * call_.block - call_.halo + width_.first; }
+
+    // Calls f(lane, index of the query among all (image, row, column, head), its row, its column) for every query of
+    // a group that is on the map, and `absent(lane)` for the other lanes.
+    template <typename F, typename Absent>
+    void each_query(int group, F&& f, Absent&& absent) const {
+        for (int lane = 0; lane < plan_.lanes(group); lane++) {
+            int query = group * GROUP + lane;
+            int64_t row = place_.row * plan_.per_axis + query / plan_.per_axis;
+            int64_t column = place_.column * plan_.per_axis + query % plan_.per_axis;
+            if (query < plan_.per_block && row < call_.query_h && column < call_.query_w)
+                f(lane, ((place_.image * call_.query_h + row) * call_.query_w + column) * call_.heads + place_.head,
+                  row, column);
+            else
+                absent(lane);
+        }
+    }
+
+    // The queries of a group, scaled, as rows and as columns; lanes without a query are zero.
+    void read_queries(int group) {
+        lanes_ = plan_.lanes(group);
+        const Number* q = static_cast<const Number*>(call_.q) + place_.image * call_.q_strides[0] +
+                          place_.head * call_.q_strides[3];
+        each_query(
+            group,
+            [&](int lane, int64_t, int64_t row, int64_t column) {
+                read_row(q_rows_ + lane * plan_.d_padded, q + row * call_.q_strides[1] + column * call_.q_strides[2],
+                         plan_.d, plan_.d_padded, call_.scale * LOG2E);
+            },
+            [&](int lane) { std::fill_n(q_rows_ + lane * plan_.d_padded, plan_.d_padded, 0.0f); });
+        transpose(q_columns_, GROUP, q_rows_, plan_.d_padded, lanes_, plan_.d_padded);
+    }
+
+    void relative_logits(int group) {
+        if (!table_h_) return;
+        relative_logits(table_h_, group, q_columns_, row_parts_);
+        relative_logits(table_w_, group, q_columns_ + plan_.first_w * GROUP, column_parts_);
+    }
+
+    void relative_logits(const PairTable& table, int group, const float* q, float* parts) const {
+        for (int key = 0; key < plan_.side; key++) {
+            const float* pairs = table.at(group, key);
+            for (int n = 0; n < lanes_; n += LANES) {
+                Vec sum{};
+                for (int c = 0; c < table.channels(); c++)
+                    sum += load(q + c * GROUP + n) * load(pairs + c * GROUP + n);
+                store(parts + key * GROUP + n, sum);
+            }
+        }
+    }
+
+    // Calls f(rectangle, lane) for every rectangle of keys outside the image that takes softmax mass, and every vector
+    // of lanes.
+    template <typename F>
+    void each_outside(F&& f) const {
+        if (call_.masked) return;
+        Keys rows[2] = {Keys::outside(height_, plan_.side), Keys::inside(height_)};
+        Keys columns[2] = {Keys::all(plan_.side), Keys::outside(width_, plan_.side)};
+        for (int i = 0; i < 2; i++)
+            for (int n = 0; n < lanes_ && !rows[i].empty() && !columns[i].empty(); n += LANES)
+                f(Rectangle(rows[i], row_parts_ + n, columns[i], column_parts_ + n), n);
+    }
+
+    // The softmax over chunks of keys, rescaling what was summed whenever a larger logit turns up.
+    void attend() {
+        std::fill_n(out_columns_, plan_.e_padded * GROUP, 0.0f);
+        std::fill_n(largest_, GROUP, -INFINITY), std::fill_n(sum_, GROUP, 0.0f);
+        each_outside([&](const Rectangle& outside, int n) {
+            Vec largest = maximum(load(largest_ + n), outside.largest_logit());
+            Vec before = load(sum_ + n) * exp2_of_nonpositive(load(largest_ + n) - largest);
+            Vec mass = outside.row_sum * outside.column_sum;
+            store(sum_ + n, before + mass * exp2_of_nonpositive(outside.largest_logit() - largest));
+            store(largest_ + n, largest);
+        });
+        int keys = key_count(), chunks = (keys + CHUNK - 1) / CHUNK, chunk = (keys + chunks - 1) / chunks;
+        for (int first = 0; first < keys; first += chunk) {
+            int count = std::min(chunk, keys - first);
+            std::copy_n(largest_, GROUP, before_);
+            scores(first, count);
+            weigh(count);
+            accumulate(out_columns_, GROUP, values_ + first * plan_.e, 1, plan_.e, scores_, GROUP, plan_.e,
+                       lanes_ / LANES, count);
+        }
+    }
+
+    // scores_ = the logits of `count` keys.
+    void scores(int first, int count) {
+        over_tiles(count, lanes_ / LANES, [&](auto tall, auto wide, int m, int n) {
+            Vec sums[tall.value][wide.value];
+#pragma GCC unroll 12
+            for (int i = 0; i < tall.value; i++)
+#pragma GCC unroll 4
+                for (int j = 0; j < wide.value; j++)
+                    sums[i][j] = load(row_parts_ + key_rows_[first + m + i] + (n + j) * LANES) +
+                                 load(column_parts_ + key_columns_[first + m + i] + (n + j) * LANES);
+            multiply_add(sums, keys_ + (first + m) * plan_.d, plan_.d, 1, q_columns_ + n * LANES, GROUP, plan_.d);
+#pragma GCC unroll 12
+            for (int i = 0; i < tall.value; i++)
+#pragma GCC unroll 4
+                for (int j = 0; j < wide.value; j++) store(scores_ + (m + i) * GROUP + (n + j) * LANES, sums[i][j]);
+#pragma GCC unroll 4
+            for (int j = 0; j < wide.value; j++) {
+                Vec most = sums[0][j];
+#pragma GCC unroll 12
+                for (int i = 1; i < tall.value; i++) most = maximum(most, sums[i][j]);
+                store(largest_ + (n + j) * LANES, maximum(load(largest_ + (n + j) * LANES), most));
+            }
+        });
+    }
+
+    // Turns scores into weights of the softmax so far.
+    void weigh(int count) {
+        for (int n = 0; n < lanes_; n += LANES) {
+            Vec before = load(before_ + n), largest = load(largest_ + n), sum = load(sum_ + n);
+            Vec shrink = exp2_of_nonpositive(before - largest);
+            sum *= shrink;
+            for (int key = 0; key < count; key++) {
+                Vec weight = exp2_of_nonpositive(load(scores_ + key * GROUP + n) - largest);
+                store(scores_ + key * GROUP + n, weight);
+                sum += weight;
+            }
+            for (int c = 0; c < plan_.e; c++) {
+                float* out = out_columns_ + c * GROUP + n;
+                store(out, load(out) * shrink);
+            }
+            store(sum_ + n, sum);
+        }
+    }
+
+    void write_out(int group) {
+        for (int n = 0; n < lanes_; n += LANES) {
+            Vec share = 1.0f / load(sum_ + n);
+            for (int c = 0; c < plan_.e; c++) {
+                float* out = out_columns_ + c * GROUP + n;
+                store(out, load(out) * share);
+            }
+            store(sum_ + n, share);
+        }
+        transpose(out_rows_, plan_.e_padded, out_columns_, GROUP, plan_.e_padded, lanes_);
+        Number* out = static_cast<Number*>(call_.out);
+        each_query(
+            group,
+            [&](int lane, int64_t index, int64_t, int64_t) {
+                write_row(out + index * plan_.e, out_rows_ + lane * plan_.e_padded, plan_.e);
+                if (!call_.statistics) return;
+                call_.statistics[2 * index] = largest_[lane], call_.statistics[2 * index + 1] = sum_[lane];
+            },
+            [](int) {});
+    }
+
+    // The gradients of the outputs, times 1 / sum of the softmax, and their products with the outputs.
+    void read_gradients(int group) {
+        const Number* grad = static_cast<const Number*>(call_.grad_out);
+        const Number* out = static_cast<const Number*>(call_.saved_out);
+        each_query(
+            group,
+            [&](int lane, int64_t index, int64_t, int64_t) {
+                float share = call_.statistics[2 * index + 1];
+                largest_[lane] = call_.statistics[2 * index];
+                read_row(g_rows_ + lane * plan_.e_padded, grad + index * plan_.e, plan_.e, plan_.e_padded, share);
+                read_row(out_rows_ + lane * plan_.e_padded, out + index * plan_.e, plan_.e, plan_.e_padded);
+            },
+            [&](int lane) {
+                largest_[lane] = 0.0f;
+                std::fill_n(g_rows_ + lane * plan_.e_padded, plan_.e_padded, 0.0f);
+                std::fill_n(out_rows_ + lane * plan_.e_padded, plan_.e_padded, 0.0f);
+            });
+        transpose(g_columns_, GROUP, g_rows_, plan_.e_padded, lanes_, plan_.e_padded);
+        transpose(out_columns_, GROUP, out_rows_, plan_.e_padded, lanes_, plan_.e_padded);
+        for (int n = 0; n < lanes_; n += LANES) {
+            Vec delta{};
+            for (int c = 0; c < plan_.e; c++) delta += load(g_columns_ + c * GROUP + n) * load(out_columns_ + c * GROUP + n);
+            store(delta_ + n, delta);
+        }
+    }
+
+    // Adds to the gradients of keys, values and parts of the logits, and makes that of the queries by content.
+    void differentiate() {
+        std::fill_n(grad_q_columns_, plan_.d_padded * GROUP, 0.0f);
+        std::fill_n(grad_row_parts_, plan_.side * GROUP, 0.0f), std::fill_n(grad_column_parts_, plan_.side * GROUP, 0.0f);
+        each_outside([&](const Rectangle& outside, int n) {
+            Vec factor = -load(delta_ + n) * exp2_of_nonpositive(outside.largest_logit() - load(largest_ + n));
+            outside.add_gradients(factor, row_parts_ + n, grad_row_parts_ + n, column_parts_ + n, grad_column_parts_ + n);
+        });
+        int keys = key_count(), chunks = (keys + CHUNK - 1) / CHUNK, chunk = (keys + chunks - 1) / chunks;
+        for (int first = 0; first < keys; first += chunk) {
+            int count = std::min(chunk, keys - first);
+            scores(first, count);
+            weigh_and_differentiate(first, count);
+            accumulate(grad_values_ + first * plan_.e_padded, plan_.e_padded, scores_, GROUP, 1, g_rows_,
+                       plan_.e_padded, count, plan_.e_padded / LANES, lanes_);
+            accumulate(grad_keys_ + first * plan_.d_padded, plan_.d_padded, grad_scores_, GROUP, 1, q_rows_,
+                       plan_.d_padded, count, plan_.d_padded / LANES, lanes_);
+            accumulate(grad_q_columns_, GROUP, keys_ + first * plan_.d, 1, plan_.d, grad_scores_, GROUP, plan_.d,
+                       lanes_ / LANES, count);
+        }
+    }
+
+    // scores_ become weights, grad_scores_ the gradients of the logits (both without 1 / sum).
+    void weigh_and_differentiate(int first, int count) {
+        over_tiles(count, lanes_ / LANES, [&](auto tall, auto wide, int m, int n) {
+            Vec sums[tall.value][wide.value];
+#pragma GCC unroll 12
+            for (int i = 0; i < tall.value; i++)
+#pragma GCC unroll 4
+                for (int j = 0; j < wide.value; j++) sums[i][j] = -load(delta_ + (n + j) * LANES);
+            multiply_add(sums, values_ + (first + m) * plan_.e, plan_.e, 1, g_columns_ + n * LANES, GROUP, plan_.e);
+#pragma GCC unroll 12
+            for (int i = 0; i < tall.value; i++)
+#pragma GCC unroll 4
+                for (int j = 0; j < wide.value; j++)
+                    store(grad_scores_ + (m + i) * GROUP + (n + j) * LANES, sums[i][j]);
+        });
+        for (int n = 0; n < lanes_; n += LANES) {
+            Vec largest = load(largest_ + n);
+            for (int key = 0; key < count; key++) {
+                float *score = scores_ + key * GROUP + n, *gradient = grad_scores_ + key * GROUP + n;
+                Vec weight = exp2_of_nonpositive(load(score) - largest);
+                Vec product = weight * load(gradient);
+                store(score, weight), store(gradient, product);
+                float* row = grad_row_parts_ + key_rows_[first + key] + n;
+                float* column = grad_column_parts_ + key_columns_[first + key] + n;
+                store(row, load(row) + product), store(column, load(column) + product);
+            }
+        }
+    }
+
+    void differentiate_relative(int group) {
+        if (!table_h_) return;
+        differentiate_relative(table_h_, group, 0, grad_row_parts_, grad_pairs_h_);
+        differentiate_relative(table_w_, group, plan_.first_w, grad_column_parts_, grad_pairs_w_);
+    }
+
+    void differentiate_relative(const PairTable& table, int group, int first_channel, const float* grad_parts,
+                                float* grad_pairs) {
+        const float* q = q_columns_ + first_channel * GROUP;
+        float* grad_q = grad_q_columns_ + first_channel * GROUP;
+        for (int key = 0; key < plan_.side; key++) {
+            const float* pairs = table.at(group, key);
+            float* grad = grad_pairs + table.offset(group, key);
+            for (int n = 0; n < lanes_; n += LANES) {
+                Vec part = load(grad_parts + key * GROUP + n);
+                for (int c = 0; c < table.channels(); c++) {
+                    int at = c * GROUP + n;
+                    store(grad_q + at, load(grad_q + at) + part * load(pairs + at));
+                    store(grad + at, load(grad + at) + part * load(q + at));
+                }
+            }
+        }
+    }
+
+    void write_grad_q(int group) {
+        transpose(q_rows_, plan_.d_padded, grad_q_columns_, GROUP, plan_.d_padded, lanes_);
+        Number* grad_q = static_cast<Number*>(call_.grad_q);
+        each_query(
+            group,
+            [&](int lane, int64_t index, int64_t, int64_t) {
+                float* row = q_rows_ + lane * plan_.d_padded;
+                for (int c = 0; c < plan_.d; c++) row[c] *= call_.scale;
+                write_row(grad_q + index * plan_.d, row, plan_.d);
+            },
+            [](int) {});
+    }
+
+    // Adds the gradients of the window's keys and values to the maps; the queries were in units of log2.
+    void add_grad_keys() {
+        for (int i = 0, key = 0; i < height_.size(); i++)
+            for (int j = 0; j < width_.size(); j++, key++) {
+                int64_t pixel = (place_.image * call_.h + first_row() + i) * call_.w + first_column() + j;
+                int64_t index = pixel * call_.heads + place_.head;
+                float *grad_k = call_.grad_k + index * plan_.d, *grad_v = call_.grad_v + index * plan_.e;
+                for (int c = 0; c < plan_.d; c++) grad_k[c] += LN2 * grad_keys_[key * plan_.d_padded + c];
+                for (int c = 0; c < plan_.e; c++) grad_v[c] += grad_values_[key * plan_.e_padded + c];
+            }
+    }
+
+    void gather(const PairTable& table, const float* grad_pairs, float* grad_table) const {
+        std::fill_n(grad_table, plan_.rows * table.channels(), 0.0f);
+        for (int group = 0; group < plan_.groups; group++)
+            for (int key = 0; key < plan_.side; key++)
+                for (int c = 0; c < table.channels(); c++) {
+                    const float* lanes = grad_pairs + table.offset(group, key) + c * GROUP;
+                    for (int lane = 0; lane < plan_.lanes(group); lane++)
+                        grad_table[table.row_of(group, key, lane) * table.channels() + c] += LN2 * lanes[lane];
+                }
+    }
+
+    const Call& call_;
+    const Plan& plan_;
+    const PairTable &table_h_, &table_w_;
+    Place place_{};
+    Span height_{0, 0, call_}, width_{0, 0, call_};
+    int lanes_ = 0;
+    std::vector<int> key_rows_, key_columns_;  // where the parts of a key's logit begin
+    // [key][channel] of the window, and [lane][channel] or [channel][lane] of the group
+    float *keys_, *values_, *q_rows_, *q_columns_, *out_rows_, *out_columns_, *g_rows_, *g_columns_;
+    float *row_parts_, *column_parts_;  // [key of the axis][lane]: the relative logits
+    float *scores_, *grad_scores_;      // [key of the chunk][lane]
+    float *largest_, *before_, *sum_, *delta_;  // [lane]
+    float *grad_keys_, *grad_values_, *grad_q_columns_, *grad_row_parts_, *grad_column_parts_;
+    float *grad_pairs_h_, *grad_pairs_w_;
+};
+
+thread_local Scratch scratch;
+
+template <typename Number>
+void run_forward(const Call& call) {
+    Plan plan(call);
+    PairTable table_h(call, plan, call.table_h, plan.d_h, true), table_w(call, plan, call.table_w, plan.d_w, false);
+    int64_t units = call.batch * plan.blocks_h * plan.blocks_w * call.heads;
+    auto place_of = [&](int64_t unit) -> Place {
+        int64_t block = unit / call.heads, row = block / plan.blocks_w;
+        return {row / plan.blocks_h, row % plan.blocks_h, block % plan.blocks_w, unit % call.heads};
+    };
+#pragma omp parallel num_threads(call.threads) if (call.threads > 1)
+    {
+        Worker<Number> worker(call, plan, table_h, table_w);
+        worker.prepare(scratch, false);
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t unit = 0; unit < units; unit++) {
+            worker.forward(place_of(unit), place_of(std::min(unit + call.threads, units - 1)));
+        }
+    }
+}
+
+// Windows overlap, so rows of blocks whose windows do not are worked on together, and one kind of row after another:
+// every pixel gets its parts in one order, whatever the number of threads.
+template <typename Number>
+void run_backward(const Call& call) {
+    Plan plan(call);
+    PairTable table_h(call, plan, call.table_h, plan.d_h, true), table_w(call, plan, call.table_w, plan.d_w, false);
+    int64_t apart = (plan.side + call.block - 1) / call.block;
+    int64_t parts_h = int64_t(plan.rows) * plan.d_h, parts_w = int64_t(plan.rows) * plan.d_w;
+    int64_t tasks = call.batch * plan.blocks_h * call.heads;
+    std::vector<float> partial(table_h ? tasks * (parts_h + parts_w) : 0);
+#pragma omp parallel num_threads(call.threads) if (call.threads > 1)
+    {
+        Worker<Number> worker(call, plan, table_h, table_w);
+        worker.prepare(scratch, true);
+        for (int64_t kind = 0; kind < std::min<int64_t>(apart, plan.blocks_h); kind++) {
+            int64_t rows = (plan.blocks_h - kind + apart - 1) / apart;
+#pragma omp for schedule(dynamic, 1)
+            for (int64_t task = 0; task < call.batch * rows * call.heads; task++) {
+                int64_t head = task % call.heads, row = kind + task / call.heads % rows * apart;
+                int64_t image = task / call.heads / rows;
+                worker.clear_tables();
+                for (int64_t column = 0; column < plan.blocks_w; column++)
+                    worker.backward({image, row, column, head});
+                if (!table_h) continue;
+                int64_t index = (image * plan.blocks_h + row) * call.heads + head;
+                float* to = partial.data() + index * (parts_h + parts_w);
+                worker.write_tables(to, to + parts_h);
+            }
+        }
+    }
+    if (!table_h) return;
+    for (int64_t task = 0; task < tasks; task++) {
+        const float* from = partial.data() + task * (parts_h + parts_w);
+        for (int64_t i = 0; i < parts_h; i++) call.grad_table_h[i] += from[i];
+        for (int64_t i = 0; i < parts_w; i++) call.grad_table_w[i] += from[parts_h + i];
+    }
+}
+
+}  // namespace
+}  // namespace parhelion::halo
+
+// What Python calls: parhelion_halo_{forward,backward}_{float32,bfloat16}.
+#define EXPORT(direction, dtype, Number)                                                                 \
+    extern "C" __attribute__((visibility("default"))) void parhelion_halo_##direction##_##dtype(         \
+        const parhelion::halo::Call* call) {                                                             \
+        parhelion::halo::run_##direction<Number>(*call);                                                 \
+    }
+EXPORT(forward, float32, float)
+EXPORT(backward, float32, float)
+EXPORT(forward, bfloat16, parhelion::bfloat16)
+EXPORT(backward, bfloat16, parhelion::bfloat16)
