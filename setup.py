@@ -15,7 +15,7 @@ SOURCES = [
     *(f"src/parhelion/ops/{op}/cpu.cpp" for op in ("halo", "axial", "content")),
 ]
 HEADERS = ["src/parhelion/native/simd.h", "src/parhelion/native/tile.h", "src/parhelion/native/scratch.h"]
-FLAGS = ["-std=c++17", "-O3", "-fopenmp", "-fvisibility=hidden", "-fno-math-errno"]
+FLAGS = ["-std=c++17", "-O3", "-g0", "-fopenmp", "-fvisibility=hidden", "-fno-math-errno", "-Wno-maybe-uninitialized"]
 LEVELS = {"baseline": []}
 if platform.machine() in ("x86_64", "AMD64"):
     LEVELS["avx2"] = ["-mavx2", "-mfma"]

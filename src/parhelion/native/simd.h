@@ -41,7 +41,8 @@ inline Vec load(const float* from) {
 
 inline void store(float* to, Vec v) { std::memcpy(to, &v, sizeof v); }
 
-inline Vec broadcast(float value) { return Vec{} + value; }
+// Minus zero, and not plus zero, changes no number, so that nothing is computed.
+inline Vec broadcast(float value) { return value - Vec{}; }
 
 // Where one of them is not a number: b.
 inline Vec maximum(Vec a, Vec b) {
@@ -100,13 +101,54 @@ inline void store(bfloat16* to, Vec v) {
     std::memcpy(to, &halves, sizeof halves);
 }
 
-// A row of channels into float32 scratch, times a factor; what lies between `channels` and `padded` becomes zero.
+// The first `count` < LANES numbers; zeros behind them. Nothing beyond them is touched.
+inline Vec load_part(const float* from, int count) {
+#if defined(__AVX512F__)
+    return (Vec)_mm512_maskz_loadu_ps(__mmask16((1 << count) - 1), from);
+#else
+    Vec v{};
+    for (int i = 0; i < count; i++) v[i] = from[i];
+    return v;
+#endif
+}
+
+inline Vec load_part(const bfloat16* from, int count) {
+#if defined(__AVX512F__)
+    __m512i halves = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(__mmask16((1 << count) - 1), from));
+    return (Vec)_mm512_slli_epi32(halves, 16);
+#else
+    Vec v{};
+    for (int i = 0; i < count; i++) v[i] = to_float(from[i]);
+    return v;
+#endif
+}
+
+inline void store_part(float* to, Vec v, int count) {
+#if defined(__AVX512F__)
+    _mm512_mask_storeu_ps(to, __mmask16((1 << count) - 1), (__m512)v);
+#else
+    for (int i = 0; i < count; i++) to[i] = v[i];
+#endif
+}
+
+inline void store_part(bfloat16* to, Vec v, int count) {
+    bfloat16 rounded[LANES];
+    store(rounded, v);
+    for (int i = 0; i < count; i++) to[i] = rounded[i];
+}
+
+// A row of channels into float32 scratch, times a factor; what lies between `channels` and `padded` (a multiple of
+// LANES, or `channels` itself) becomes zero.
 template <typename Storage>
 inline void read_row(float* to, const Storage* from, int channels, int padded, float factor = 1.0f) {
     int c = 0;
     for (; c + LANES <= channels; c += LANES) store(to + c, load(from + c) * factor);
-    for (; c < channels; c++) to[c] = to_float(from[c]) * factor;
-    for (; c < padded; c++) to[c] = 0.0f;
+    if (c == channels) return;
+    Vec rest = load_part(from + c, channels - c) * factor;
+    if (padded > channels)
+        store(to + c, rest);
+    else
+        store_part(to + c, rest, channels - c);
 }
 
 // A row of float32 scratch into channels.
@@ -114,12 +156,7 @@ template <typename Storage>
 inline void write_row(Storage* to, const float* from, int channels) {
     int c = 0;
     for (; c + LANES <= channels; c += LANES) store(to + c, load(from + c));
-    if (c == channels) return;
-    Storage rest[LANES];
-    float padded[LANES] = {};
-    std::memcpy(padded, from + c, (channels - c) * sizeof(float));
-    store(rest, load(padded));
-    std::memcpy(to + c, rest, (channels - c) * sizeof(Storage));
+    if (c < channels) store_part(to + c, load_part(from + c, channels - c), channels - c);
 }
 
 // Asks for a row of channels that will be needed soon.

@@ -15,25 +15,93 @@ constexpr int tile_rows(int vectors) {
     return vectors == 1 ? 9 : 6;
 }
 
-// sums[m] += sum over k of left[m * row + k * step] * right[k * pitch ...], in registers.
-template <int ROWS, int VECTORS>
-__attribute__((always_inline)) inline void multiply_add(Vec (&sums)[ROWS][VECTORS], const float* left, long row,
-                                                        long step, const float* right, long pitch, int depth) {
-    // A base for every three rows, so that addresses need few registers.
-    const float* bases[(ROWS + 2) / 3];
-    for (int m = 0; m < ROWS; m += 3) bases[m / 3] = left + m * row;
+// The left operand of a product, read number by number. A cursor goes along the depth for ROWS rows from row m on:
+// `number(i)` is row m + i, `next()` one step deeper.
+
+// left(m, k) = data[m * row + k * step].
+struct Strided {
+    const float* data;
+    long row, step;
+
+    template <int ROWS>
+    struct Cursor {
+        const float* bases[(ROWS + 2) / 3];  // one for every three rows, so that addresses need few registers
+        long row, step;
+        float number(int i) const { return bases[i / 3][i % 3 * row]; }
+        void next() {
+#pragma GCC unroll 4
+            for (int i = 0; i < ROWS; i += 3) bases[i / 3] += step;
+        }
+    };
+
+    template <int ROWS>
+    Cursor<ROWS> at(int m) const {
+        Cursor<ROWS> cursor{{}, row, step};
+        for (int i = 0; i < ROWS; i += 3) cursor.bases[i / 3] = data + (m + i) * row;
+        return cursor;
+    }
+};
+
+// left(m, k) = rows[m][first + k].
+struct Rows {
+    const float* const* rows;
+    long first;
+
+    template <int ROWS>
+    struct Cursor {
+        const float* bases[ROWS];
+        long k;
+        float number(int i) const { return bases[i][k]; }
+        void next() { k++; }
+    };
+
+    template <int ROWS>
+    Cursor<ROWS> at(int m) const {
+        Cursor<ROWS> cursor;
+        for (int i = 0; i < ROWS; i++) cursor.bases[i] = rows[m + i];
+        cursor.k = first;
+        return cursor;
+    }
+};
+
+// left(m, k) = rows[k][first + m].
+struct Columns {
+    const float* const* rows;
+    long first;
+
+    explicit Columns(const Rows& turned) : rows(turned.rows), first(turned.first) {}
+
+    template <int ROWS>
+    struct Cursor {
+        const float* const* rows;
+        long first;
+        const float* base;
+        float number(int i) const { return base[i]; }
+        void next() { base = *++rows + first; }  // looks up, and never reads, the row after the last
+    };
+
+    template <int ROWS>
+    Cursor<ROWS> at(int m) const {
+        return {rows, first + m, *rows + first + m};
+    }
+};
+
+// sums[i] += sum over k of left(m + i, k) * right[k * pitch ...], in registers.
+template <int ROWS, int VECTORS, typename Left>
+__attribute__((always_inline)) inline void multiply_add(Vec (&sums)[ROWS][VECTORS], const Left& left, int m,
+                                                        const float* right, long pitch, int depth) {
+    auto cursor = left.template at<ROWS>(m);
     for (int k = 0; k < depth; k++) {
         Vec vectors[VECTORS];
 #pragma GCC unroll 4
         for (int n = 0; n < VECTORS; n++) vectors[n] = load(right + n * LANES);
 #pragma GCC unroll 12
-        for (int m = 0; m < ROWS; m++) {
-            Vec number = broadcast(bases[m / 3][m % 3 * row]);
+        for (int i = 0; i < ROWS; i++) {
+            Vec number = broadcast(cursor.number(i));
 #pragma GCC unroll 4
-            for (int n = 0; n < VECTORS; n++) sums[m][n] += number * vectors[n];
+            for (int n = 0; n < VECTORS; n++) sums[i][n] += number * vectors[n];
         }
-#pragma GCC unroll 4
-        for (int m = 0; m < ROWS; m += 3) bases[m / 3] += step;
+        cursor.next();
         right += pitch;
     }
 }
@@ -52,17 +120,21 @@ __attribute__((always_inline)) inline void over_tiles(int rows, int vectors, F&&
     }
 }
 
-// result[m][n] += sum over k of left[m * row + k * step] * right[k][n]; n in whole vectors.
-__attribute__((noinline)) inline void accumulate(float* result, long result_pitch, const float* left, long row,
-                                                 long step, const float* right, long pitch, int rows, int vectors,
-                                                 int depth) {
+// result[m][n] += sum over k of left(m, k) * right[k][n]; n in whole vectors.
+template <typename Left>
+__attribute__((noinline)) void accumulate(float* result, long result_pitch, const Left& left, const float* right,
+                                          long pitch, int rows, int vectors, int depth) {
     over_tiles(rows, vectors, [&](auto tall, auto wide, int m, int n) {
         Vec sums[tall.value][wide.value];
         float* corner = result + m * result_pitch + n * LANES;
+#pragma GCC unroll 12
         for (int i = 0; i < tall.value; i++)
+#pragma GCC unroll 4
             for (int j = 0; j < wide.value; j++) sums[i][j] = load(corner + i * result_pitch + j * LANES);
-        multiply_add(sums, left + m * row, row, step, right + n * LANES, pitch, depth);
+        multiply_add(sums, left, m, right + n * LANES, pitch, depth);
+#pragma GCC unroll 12
         for (int i = 0; i < tall.value; i++)
+#pragma GCC unroll 4
             for (int j = 0; j < wide.value; j++) store(corner + i * result_pitch + j * LANES, sums[i][j]);
     });
 }

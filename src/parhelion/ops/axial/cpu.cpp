@@ -132,15 +132,15 @@ class Worker {
     void logits(int first, int count) {
         std::fill_n(logits_, size_t(count) * length_ * LANES, 0.0f);
         for (int i = 0; i < count; i++)
-            accumulate(logits_ + i * length_ * LANES, LANES, offsets(first + i), d_, 1,
+            accumulate(logits_ + i * length_ * LANES, LANES, Strided{offsets(first + i), d_, 1},
                        q_ + (first + i) * d_padded_ * LANES, LANES, length_, 1, d_);
     }
 
     // From the gradients of one query's logits to those of the query and of the table.
     void differentiate_logits(int query, const float* grad_logits) {
-        accumulate(grad_q_ + query * d_padded_ * LANES, LANES, offsets(query), 1, d_, grad_logits, LANES, d_, 1,
+        accumulate(grad_q_ + query * d_padded_ * LANES, LANES, Strided{offsets(query), 1, d_}, grad_logits, LANES, d_, 1,
                    length_);
-        accumulate(grad_table_ + (length_ - 1 - query) * d_padded_, d_padded_, grad_logits, LANES, 1,
+        accumulate(grad_table_ + (length_ - 1 - query) * d_padded_, d_padded_, Strided{grad_logits, LANES, 1},
                    q_rows_ + query * d_padded_ * LANES, d_padded_, length_, d_padded_ / LANES, LANES);
     }
 

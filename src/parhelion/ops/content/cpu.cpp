@@ -111,7 +111,7 @@ class Worker {
     static void multiply(float* result, int pitch, const float* left, long row, long step, const float* right, int rows,
                          int depth) {
         std::fill_n(result, size_t(rows) * pitch, 0.0f);
-        accumulate(result, pitch, left, row, step, right, pitch, rows, pitch / LANES, depth);
+        accumulate(result, pitch, Strided{left, row, step}, right, pitch, rows, pitch / LANES, depth);
     }
 
     void summarise() {
@@ -127,7 +127,7 @@ class Worker {
                     store(part, load(part) * shrink_[c]);
                 }
             read(v_, call_.v, call_.v_strides, e_, e_padded_, count);
-            accumulate(summary_, e_padded_, k_, 1, d_padded_, v_, e_padded_, d_, e_padded_ / LANES, count);
+            accumulate(summary_, e_padded_, Strided{k_, 1, d_padded_}, v_, e_padded_, d_, e_padded_ / LANES, count);
         }
         for (int c = 0; c < d_padded_; c++) sum_[c] = 1.0f / sum_[c];
         for (int c = 0; c < d_; c++)
@@ -179,7 +179,7 @@ class Worker {
             int count = enter(first);
             read(q_, call_.q, call_.q_strides, d_, d_padded_, count);
             read_gradient(count);
-            accumulate(grad_summary_, e_padded_, q_, 1, d_padded_, g_, e_padded_, d_, e_padded_ / LANES, count);
+            accumulate(grad_summary_, e_padded_, Strided{q_, 1, d_padded_}, g_, e_padded_, d_, e_padded_ / LANES, count);
         }
         std::fill_n(grad_turned_, d_padded_ * e_padded_, 0.0f);
         std::fill_n(delta_, d_padded_, 0.0f);

@@ -33,7 +33,20 @@ class Worker {
         for (float** piece : {&row_parts_, &column_parts_}) *piece = scratch.take(size_t(plan_.side) * GROUP);
         scores_ = scratch.take(chunk), largest_ = scratch.take(GROUP), before_ = scratch.take(GROUP);
         sum_ = scratch.take(GROUP);
-        key_rows_.resize(keys), key_columns_.resize(keys);
+        row_parts_of_.resize(keys), column_parts_of_.resize(keys);
+        found_k_.resize(keys + 1), found_v_.resize(keys + 1);
+        if constexpr (CONVERTED) {
+            converted_k_.resize(keys + 1), converted_v_.resize(keys + 1);
+            for (size_t key = 0; key < keys; key++) {
+                converted_k_[key] = keys_ + key * plan_.d, converted_v_[key] = values_ + key * plan_.e;
+            }
+            k_rows_ = converted_k_.data(), v_rows_ = converted_v_.data();
+        } else {
+            k_rows_ = found_k_.data(), v_rows_ = found_v_.data();
+        }
+        for (int query = 0; query < plan_.per_block; query++) {
+            query_rows_.push_back(query / plan_.per_axis), query_columns_.push_back(query % plan_.per_axis);
+        }
         // Without tables no query has a relative logit.
         std::fill_n(row_parts_, plan_.side * GROUP, 0.0f), std::fill_n(column_parts_, plan_.side * GROUP, 0.0f);
         if (!backward) return;
@@ -46,8 +59,7 @@ class Worker {
 
     // Forward, while the rows of the place that comes next are on their way.
     void forward(const Place& place, const Place& next) {
-        enter(place);
-        prefetch(next);
+        enter(place, next);
         for (int group = 0; group < plan_.groups; group++) {
             read_queries(group);
             relative_logits(group);
@@ -62,8 +74,8 @@ class Worker {
         std::fill_n(grad_pairs_w_, table_w_.size(), 0.0f);
     }
 
-    void backward(const Place& place) {
-        enter(place);
+    void backward(const Place& place, const Place& next) {
+        enter(place, next);
         std::fill_n(grad_keys_, key_count() * plan_.d_padded, 0.0f);
         std::fill_n(grad_values_, key_count() * plan_.e_padded, 0.0f);
         for (int group = 0; group < plan_.groups; group++) {
@@ -84,40 +96,69 @@ class Worker {
     }
 
    private:
+    static constexpr bool CONVERTED = !std::is_same_v<Number, float>;
+
     int key_count() const { return height_.size() * width_.size(); }
 
-    // Reads the keys and values of a window, those on the image.
-    void enter(const Place& place) {
+    // Finds the keys and values of a window, those on the image, and asks for those of the place that comes next.
+    void enter(const Place& place, const Place& next) {
+        bool moved = place.image != place_.image || place.row != place_.row || place.column != place_.column;
         place_ = place;
-        height_ = Span(place.row, call_.h, call_), width_ = Span(place.column, call_.w, call_);
-        const Number* k = static_cast<const Number*>(call_.k) + at(place, first_row(), first_column(), call_.k_strides);
-        const Number* v = static_cast<const Number*>(call_.v) + at(place, first_row(), first_column(), call_.v_strides);
+        if (moved) find_keys();
+        first_k_ = place.head * call_.k_strides[3], first_v_ = place.head * call_.v_strides[3];
+        prefetch(next);
+        if constexpr (CONVERTED) convert_keys();
+    }
+
+    void find_keys() {
+        height_ = Span(place_.row, call_.h, call_), width_ = Span(place_.column, call_.w, call_);
+        const Number* k = static_cast<const Number*>(call_.k) + at_first_key(place_, call_.k_strides);
+        const Number* v = static_cast<const Number*>(call_.v) + at_first_key(place_, call_.v_strides);
         int key = 0;
-        for (int i = height_.first; i < height_.last; i++)
-            for (int j = width_.first; j < width_.last; j++, key++) {
-                int row = i - height_.first, column = j - width_.first;
-                key_rows_[key] = i * GROUP, key_columns_[key] = j * GROUP;
-                read_row(keys_ + key * plan_.d, k + row * call_.k_strides[1] + column * call_.k_strides[2], plan_.d,
+        for (int i = 0; i < height_.size(); i++)
+            for (int j = 0; j < width_.size(); j++, key++) {
+                row_parts_of_[key] = row_parts_ + (height_.first + i) * GROUP;
+                column_parts_of_[key] = column_parts_ + (width_.first + j) * GROUP;
+                found_k_[key] = k + i * call_.k_strides[1] + j * call_.k_strides[2];
+                found_v_[key] = v + i * call_.v_strides[1] + j * call_.v_strides[2];
+            }
+    }
+
+    // The keys and values in float32, which is how they are read.
+    void convert_keys() {
+        for (int key = 0; key < key_count(); key++) {
+            read_row(keys_ + key * plan_.d, found_k_[key] + first_k_, plan_.d, plan_.d);
+            read_row(values_ + key * plan_.e, found_v_[key] + first_v_, plan_.e, plan_.e);
+        }
+    }
+
+    Rows key_rows(int first) const { return {k_rows_ + first, CONVERTED ? 0 : first_k_}; }
+    Rows value_rows(int first) const { return {v_rows_ + first, CONVERTED ? 0 : first_v_}; }
+
+    // Asks for what the next unit of work reads. Should its window be cut by the border in another way than this one,
+    // some of it is asked for in vain.
+    void prefetch(const Place& next) const {
+        int64_t ahead_k = at_first_key(next, call_.k_strides) - at_first_key(place_, call_.k_strides) +
+                          next.head * call_.k_strides[3];
+        int64_t ahead_v = at_first_key(next, call_.v_strides) - at_first_key(place_, call_.v_strides) +
+                          next.head * call_.v_strides[3];
+        for (int key = 0; key < key_count(); key++) {
+            prefetch_row(found_k_[key] + ahead_k, plan_.d);
+            prefetch_row(found_v_[key] + ahead_v, plan_.e);
+        }
+        const Number* q = static_cast<const Number*>(call_.q) + next.image * call_.q_strides[0] +
+                          next.row * plan_.per_axis * call_.q_strides[1] +
+                          next.column * plan_.per_axis * call_.q_strides[2] + next.head * call_.q_strides[3];
+        for (int query = 0; query < plan_.per_block; query++)
+            prefetch_row(q + query_rows_[query] * call_.q_strides[1] + query_columns_[query] * call_.q_strides[2],
                          plan_.d);
-                read_row(values_ + key * plan_.e, v + row * call_.v_strides[1] + column * call_.v_strides[2], plan_.e,
-                         plan_.e);
-            }
     }
 
-    // Asks for the keys and values of a window.
-    void prefetch(const Place& place) const {
-        const Number *k = static_cast<const Number*>(call_.k), *v = static_cast<const Number*>(call_.v);
-        int64_t top = place.row * call_.block - call_.halo, left = place.column * call_.block - call_.halo;
-        int64_t bottom = std::min(call_.h, top + plan_.side), right = std::min(call_.w, left + plan_.side);
-        for (int64_t row = std::max<int64_t>(0, top); row < bottom; row++)
-            for (int64_t column = std::max<int64_t>(0, left); column < right; column++) {
-                prefetch_row(k + at(place, row, column, call_.k_strides), plan_.d);
-                prefetch_row(v + at(place, row, column, call_.v_strides), plan_.e);
-            }
-    }
-
-    static int64_t at(const Place& place, int64_t row, int64_t column, const int64_t* strides) {
-        return place.image * strides[0] + row * strides[1] + column * strides[2] + place.head * strides[3];
+    // Where the first key of a window lies on the map; of head 0.
+    int64_t at_first_key(const Place& place, const int64_t* strides) const {
+        int64_t row = std::max<int64_t>(0, place.row * call_.block - call_.halo);
+        int64_t column = std::max<int64_t>(0, place.column * call_.block - call_.halo);
+        return place.image * strides[0] + row * strides[1] + column * strides[2];
     }
 
     int64_t first_row() const { return place_.row * call_.block - call_.halo + height_.first; }
@@ -129,9 +170,13 @@ class Worker {
     void each_query(int group, F&& f, Absent&& absent) const {
         for (int lane = 0; lane < plan_.lanes(group); lane++) {
             int query = group * GROUP + lane;
-            int64_t row = place_.row * plan_.per_axis + query / plan_.per_axis;
-            int64_t column = place_.column * plan_.per_axis + query % plan_.per_axis;
-            if (query < plan_.per_block && row < call_.query_h && column < call_.query_w)
+            if (query >= plan_.per_block) {
+                absent(lane);
+                continue;
+            }
+            int64_t row = place_.row * plan_.per_axis + query_rows_[query];
+            int64_t column = place_.column * plan_.per_axis + query_columns_[query];
+            if (row < call_.query_h && column < call_.query_w)
                 f(lane, ((place_.image * call_.query_h + row) * call_.query_w + column) * call_.heads + place_.head,
                   row, column);
             else
@@ -201,32 +246,38 @@ class Worker {
             std::copy_n(largest_, GROUP, before_);
             scores(first, count);
             weigh(count);
-            accumulate(out_columns_, GROUP, values_ + first * plan_.e, 1, plan_.e, scores_, GROUP, plan_.e,
-                       lanes_ / LANES, count);
+            accumulate(out_columns_, GROUP, Columns(value_rows(first)), scores_, GROUP, plan_.e, lanes_ / LANES, count);
         }
     }
 
-    // scores_ = the logits of `count` keys.
+    // scores_ = the logits of `count` keys, largest_ their maximum and what it was before.
     void scores(int first, int count) {
-        over_tiles(count, lanes_ / LANES, [&](auto tall, auto wide, int m, int n) {
+        Rows keys = key_rows(first);
+        const float *const *row_parts = row_parts_of_.data() + first, *const *column_parts = column_parts_of_.data() + first;
+        float *scores = scores_, *largest = largest_;
+        const float* q = q_columns_;
+        int depth = plan_.d;
+        over_tiles(count, lanes_ / LANES, [=](auto tall, auto wide, int m, int n) {
             Vec sums[tall.value][wide.value];
 #pragma GCC unroll 12
-            for (int i = 0; i < tall.value; i++)
+            for (int i = 0; i < tall.value; i++) {
+                const float *row = row_parts[m + i] + n * LANES, *column = column_parts[m + i] + n * LANES;
 #pragma GCC unroll 4
-                for (int j = 0; j < wide.value; j++)
-                    sums[i][j] = load(row_parts_ + key_rows_[first + m + i] + (n + j) * LANES) +
-                                 load(column_parts_ + key_columns_[first + m + i] + (n + j) * LANES);
-            multiply_add(sums, keys_ + (first + m) * plan_.d, plan_.d, 1, q_columns_ + n * LANES, GROUP, plan_.d);
+                for (int j = 0; j < wide.value; j++) sums[i][j] = load(row + j * LANES) + load(column + j * LANES);
+            }
+            multiply_add(sums, keys, m, q + n * LANES, GROUP, depth);
+            float* corner = scores + m * GROUP + n * LANES;
 #pragma GCC unroll 12
             for (int i = 0; i < tall.value; i++)
 #pragma GCC unroll 4
-                for (int j = 0; j < wide.value; j++) store(scores_ + (m + i) * GROUP + (n + j) * LANES, sums[i][j]);
+                for (int j = 0; j < wide.value; j++) store(corner + i * GROUP + j * LANES, sums[i][j]);
 #pragma GCC unroll 4
             for (int j = 0; j < wide.value; j++) {
                 Vec most = sums[0][j];
 #pragma GCC unroll 12
                 for (int i = 1; i < tall.value; i++) most = maximum(most, sums[i][j]);
-                store(largest_ + (n + j) * LANES, maximum(load(largest_ + (n + j) * LANES), most));
+                float* lane = largest + (n + j) * LANES;
+                store(lane, maximum(load(lane), most));
             }
         });
     }
@@ -310,24 +361,25 @@ class Worker {
             int count = std::min(chunk, keys - first);
             scores(first, count);
             weigh_and_differentiate(first, count);
-            accumulate(grad_values_ + first * plan_.e_padded, plan_.e_padded, scores_, GROUP, 1, g_rows_,
+            accumulate(grad_values_ + first * plan_.e_padded, plan_.e_padded, Strided{scores_, GROUP, 1}, g_rows_,
                        plan_.e_padded, count, plan_.e_padded / LANES, lanes_);
-            accumulate(grad_keys_ + first * plan_.d_padded, plan_.d_padded, grad_scores_, GROUP, 1, q_rows_,
+            accumulate(grad_keys_ + first * plan_.d_padded, plan_.d_padded, Strided{grad_scores_, GROUP, 1}, q_rows_,
                        plan_.d_padded, count, plan_.d_padded / LANES, lanes_);
-            accumulate(grad_q_columns_, GROUP, keys_ + first * plan_.d, 1, plan_.d, grad_scores_, GROUP, plan_.d,
-                       lanes_ / LANES, count);
+            accumulate(grad_q_columns_, GROUP, Columns(key_rows(first)), grad_scores_, GROUP, plan_.d, lanes_ / LANES,
+                       count);
         }
     }
 
     // scores_ become weights, grad_scores_ the gradients of the logits (both without 1 / sum).
     void weigh_and_differentiate(int first, int count) {
+        Rows values = value_rows(first);
         over_tiles(count, lanes_ / LANES, [&](auto tall, auto wide, int m, int n) {
             Vec sums[tall.value][wide.value];
 #pragma GCC unroll 12
             for (int i = 0; i < tall.value; i++)
 #pragma GCC unroll 4
                 for (int j = 0; j < wide.value; j++) sums[i][j] = -load(delta_ + (n + j) * LANES);
-            multiply_add(sums, values_ + (first + m) * plan_.e, plan_.e, 1, g_columns_ + n * LANES, GROUP, plan_.e);
+            multiply_add(sums, values, m, g_columns_ + n * LANES, GROUP, plan_.e);
 #pragma GCC unroll 12
             for (int i = 0; i < tall.value; i++)
 #pragma GCC unroll 4
@@ -341,8 +393,8 @@ class Worker {
                 Vec weight = exp2_of_nonpositive(load(score) - largest);
                 Vec product = weight * load(gradient);
                 store(score, weight), store(gradient, product);
-                float* row = grad_row_parts_ + key_rows_[first + key] + n;
-                float* column = grad_column_parts_ + key_columns_[first + key] + n;
+                float* row = grad_row_parts_ + (row_parts_of_[first + key] - row_parts_) + n;
+                float* column = grad_column_parts_ + (column_parts_of_[first + key] - column_parts_) + n;
                 store(row, load(row) + product), store(column, load(column) + product);
             }
         }
@@ -411,10 +463,16 @@ class Worker {
     const Call& call_;
     const Plan& plan_;
     const PairTable &table_h_, &table_w_;
-    Place place_{};
+    Place place_{-1, -1, -1, -1};
     Span height_{0, 0, call_}, width_{0, 0, call_};
     int lanes_ = 0;
-    std::vector<int> key_rows_, key_columns_;  // where the parts of a key's logit begin
+    std::vector<int> query_rows_, query_columns_;   // of a query within its block
+    std::vector<const float*> row_parts_of_, column_parts_of_;  // the parts of a key's logit
+    std::vector<const Number*> found_k_, found_v_;  // the window's keys and values on the maps; of head 0
+    std::vector<const float*> converted_k_, converted_v_;
+    const float* const* k_rows_;  // the same in float32
+    const float* const* v_rows_;
+    int64_t first_k_ = 0, first_v_ = 0;  // where the head's channels begin
     // [key][channel] of the window, and [lane][channel] or [channel][lane] of the group
     float *keys_, *values_, *q_rows_, *q_columns_, *out_rows_, *out_columns_, *g_rows_, *g_columns_;
     float *row_parts_, *column_parts_;  // [key of the axis][lane]: the relative logits
@@ -468,7 +526,8 @@ void run_backward(const Call& call) {
                 int64_t image = task / call.heads / rows;
                 worker.clear_tables();
                 for (int64_t column = 0; column < plan.blocks_w; column++)
-                    worker.backward({image, row, column, head});
+                    worker.backward({image, row, column, head},
+                                    {image, row, std::min<int64_t>(column + 1, plan.blocks_w - 1), head});
                 if (!table_h) continue;
                 int64_t index = (image * plan.blocks_h + row) * call.heads + head;
                 float* to = partial.data() + index * (parts_h + parts_w);
