@@ -86,24 +86,25 @@ class GlobalSelfAttention(nn.Module):
         """The layer's output, (B, dim_out, ceil(H/stride), ceil(W/stride))."""
         parts = self.qkv(x).split((self.dim_qk, self.dim_qk, self.dim_out), dim=1)
         q, k, v = (apart(part, self.heads) for part in parts)
-        branches = []
+        content = None
         if self.content:
-            branches.append(content_attention(q, k, v, normalize_queries=self.normalize_queries, impl=self.impl))
-        if self.position:
-            branches.append(self._positional(q, v))
-        out = together(sum(branches[1:], branches[0]))
+            content = content_attention(q, k, v, normalize_queries=self.normalize_queries, impl=self.impl)
+        out = together(self._positional(q, v, content) if self.position or content is None else content)
         if self.stride > 1:
             out = F.avg_pool2d(out, self.stride, ceil_mode=True, count_include_pad=False)
         return out
 
-    def _positional(self, q: Float[Tensor, "b h w n d"], v: Float[Tensor, "b h w n e"]) -> Float[Tensor, "b h w n e"]:
-        """Columns, batch normalisation, rows."""
+    def _positional(
+        self, q: Float[Tensor, "b h w n d"], v: Float[Tensor, "b h w n e"], plus: Float[Tensor, "b h w n e"] | None
+    ) -> Float[Tensor, "b h w n e"]:
+        """Columns, batch normalisation, rows; plus the other branch."""
         table_h, table_w = (
             resized_table(table, max(table.shape[0], 2 * length - 1))
             for table, length in ((self.table_h, q.shape[1]), (self.table_w, q.shape[2]))
         )
         columns = together(axial_attention(q, v, table_h, axis="h", impl=self.impl))
-        return axial_attention(q, apart(self.norm(columns), self.heads).to(v.dtype), table_w, axis="w", impl=self.impl)
+        columns = apart(self.norm(columns), self.heads).to(v.dtype)
+        return axial_attention(q, columns, table_w, axis="w", plus=plus, impl=self.impl)
 
     def resize(self, size: int) -> None:
         """Make the tables of a trained layer for another longest axis, by interpolation; the projections stay.

@@ -151,6 +151,14 @@ inline void read_row(float* to, const Storage* from, int channels, int padded, f
         store_part(to + c, rest, channels - c);
 }
 
+// Adds channels to a row of float32 scratch, which has room for whole vectors.
+template <typename Storage>
+inline void add_row(float* to, const Storage* from, int channels) {
+    int c = 0;
+    for (; c + LANES <= channels; c += LANES) store(to + c, load(to + c) + load(from + c));
+    if (c < channels) store(to + c, load(to + c) + load_part(from + c, channels - c));
+}
+
 // A row of float32 scratch into channels.
 template <typename Storage>
 inline void write_row(Storage* to, const float* from, int channels) {
@@ -163,7 +171,7 @@ inline void write_row(Storage* to, const float* from, int channels) {
 template <typename Storage>
 inline void prefetch_row(const Storage* row, int channels) {
     const char *first = reinterpret_cast<const char*>(row), *last = reinterpret_cast<const char*>(row + channels);
-    for (; first < last; first += 64) __builtin_prefetch(first, 0, 2);
+    for (; first < last; first += 64) __builtin_prefetch(first, 0, 3);
 }
 
 // Calls f with the number as a compile-time constant: f(std::integral_constant<int, number>), 1 <= number <= Most.

@@ -175,34 +175,59 @@ __attribute__((noinline)) inline void contract(Vectors result, Vectors left, Vec
         });
 }
 
-// One LANES x LANES block, turned over in registers.
+// One LANES x LANES block, turned over in registers. Where only the first half of its columns matters (NARROW), or of its
+// rows (FLAT), half of the work is left out: the second half of the result's rows, or columns, is not made.
+template <bool NARROW, bool FLAT>
 inline void transpose_block(float* to, long to_pitch, const float* from, long from_pitch) {
+    constexpr int HALF = LANES / 2;
     Vec rows[LANES];
-    for (int i = 0; i < LANES; i++) rows[i] = load(from + i * from_pitch);
-    // Each round swaps the off-diagonal quarters of blocks of 2, 4, ... rows.
-#pragma GCC unroll 4
-    for (int half = 1; half < LANES; half *= 2) {
+    for (int i = 0; i < (FLAT ? HALF : LANES); i++) rows[i] = load(from + i * from_pitch);
+    // A round swaps the off-diagonal quarters of blocks of 2 * half rows.
+    auto round = [&](int half, int i) {
         Ints low, high;
         for (int lane = 0; lane < LANES; lane++) {
             low[lane] = lane & half ? lane - half + LANES : lane;
             high[lane] = lane & half ? lane + LANES : lane + half;
         }
+        Vec a = rows[i], b = rows[i + half];
+        rows[i] = __builtin_shuffle(a, b, low);
+        rows[i + half] = __builtin_shuffle(a, b, high);
+    };
+    if (!FLAT)
+#pragma GCC unroll 8
+        for (int i = 0; i < HALF; i++) round(HALF, i);
+#pragma GCC unroll 4
+    for (int half = HALF / 2; half; half /= 2)
 #pragma GCC unroll 16
-        for (int i = 0; i < LANES; i++) {
-            if (i & half) continue;
-            Vec a = rows[i], b = rows[i + half];
-            rows[i] = __builtin_shuffle(a, b, low);
-            rows[i + half] = __builtin_shuffle(a, b, high);
+        for (int i = 0; i < (NARROW || FLAT ? HALF : LANES); i++)
+            if (!(i & half)) round(half, i);
+    if (FLAT)
+#pragma GCC unroll 8
+        for (int i = 0; i < HALF; i++) {
+            rows[i + HALF] = rows[i];
+            round(HALF, i);
         }
-    }
-    for (int i = 0; i < LANES; i++) store(to + i * to_pitch, rows[i]);
+    for (int i = 0; i < (NARROW ? HALF : LANES); i++) store(to + i * to_pitch, rows[i]);
 }
 
-// rows x columns, both multiples of LANES, into columns x rows.
-inline void transpose(float* to, long to_pitch, const float* from, long from_pitch, int rows, int columns) {
+// rows x columns, both multiples of LANES, into columns x rows; of either only the first `used_...` matter.
+inline void transpose(float* to, long to_pitch, const float* from, long from_pitch, int rows, int columns,
+                      int used_rows, int used_columns) {
     for (int i = 0; i < rows; i += LANES)
-        for (int j = 0; j < columns; j += LANES)
-            transpose_block(to + j * to_pitch + i, to_pitch, from + i * from_pitch + j, from_pitch);
+        for (int j = 0; j < columns; j += LANES) {
+            float* corner = to + j * to_pitch + i;
+            const float* block = from + i * from_pitch + j;
+            if (used_columns - j <= LANES / 2)
+                transpose_block<true, false>(corner, to_pitch, block, from_pitch);
+            else if (used_rows - i <= LANES / 2)
+                transpose_block<false, true>(corner, to_pitch, block, from_pitch);
+            else
+                transpose_block<false, false>(corner, to_pitch, block, from_pitch);
+        }
+}
+
+inline void transpose(float* to, long to_pitch, const float* from, long from_pitch, int rows, int columns) {
+    transpose(to, to_pitch, from, from_pitch, rows, columns, rows, columns);
 }
 
 }  // namespace parhelion

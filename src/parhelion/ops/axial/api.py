@@ -1,6 +1,6 @@
 """The public function of axial attention: contract, checks, choice of implementation."""
 
-from parhelion.ops.axial.contract import Axis, check_axis, check_maps
+from parhelion.ops.axial.contract import Axis, check_axis, check_maps, check_plus
 from parhelion.ops.axial.cpu import axial_attention_cpu, why_not_cpu
 from parhelion.ops.axial.reference import axial_attention_reference
 from parhelion.ops.implementation import Implementation, chosen
@@ -13,6 +13,7 @@ def axial_attention(
     table: Float[Tensor, "offsets d"],
     *,
     axis: Axis,
+    plus: Float[Tensor, "b h w n e"] | None = None,
     impl: Implementation = "auto",
 ) -> Float[Tensor, "b h w n e"]:
     """Let every pixel attend to its own column or row by relative position: `sum_i (q_y · table[i - y]) v_i`.
@@ -27,6 +28,7 @@ def axial_attention(
             2 L - 1 rows for an axis L pixels long, an odd number; of a longer table the middle rows are used. Cast to
             the dtype of q.
         axis: "h" attends along columns (over rows i of the same column), "w" along rows.
+        plus: Added to the result, which saves a pass over the maps where a kernel runs; in the dtype of v.
         impl: "auto" chooses the fastest implementation that can run, "reference" is plain PyTorch, "cpu" compiled code
             for float32 and bfloat16 (`why_not_cpu` tells when it cannot run).
 
@@ -40,6 +42,8 @@ def axial_attention(
     """
     check_axis(axis)
     check_maps(q, v, table, axis)
+    check_plus(plus, v)
     if chosen(impl, why_not_cpu=why_not_cpu(q, v)) == "cpu":
-        return axial_attention_cpu(q, v, table, axis=axis)
-    return axial_attention_reference(q, v, table, axis=axis)
+        return axial_attention_cpu(q, v, table, plus, axis=axis)
+    out = axial_attention_reference(q, v, table, axis=axis)
+    return out if plus is None else out + plus

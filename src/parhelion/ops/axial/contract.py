@@ -28,3 +28,9 @@ def check_maps(q: Tensor, v: Tensor, table: Tensor, axis: Axis) -> None:
             f"table must have an odd number of rows, at least {2 * length - 1} for an axis {length} pixels long, "
             f"not {table.shape[0]}"
         )
+
+
+def check_plus(plus: Tensor | None, v: Tensor) -> None:
+    """Raise ValueError unless `plus` is absent or a map like `v`."""
+    if plus is not None and (plus.shape != v.shape or plus.dtype != v.dtype):
+        raise ValueError(f"plus must be {tuple(v.shape)} in {v.dtype} as v is, not {tuple(plus.shape)} in {plus.dtype}")

@@ -17,6 +17,7 @@ struct Call {
     int64_t q_strides[4], v_strides[4], out_strides[4], grad_q_strides[4];
     const void *q, *v;
     const float* table;  // 2 length - 1 rows: offsets -(length - 1) to length - 1
+    const void* plus;    // laid out as `out`: what is added to it; null: nothing
     void* out;
     const void* grad_out;  // laid out as `out`
     void *grad_q, *grad_v;  // grad_v is laid out as `out`
@@ -56,7 +57,7 @@ class Worker {
             logits(first, count);
             contract(map(out_, first, e_padded_), queries(logits_), by_channel(v_, 0, e_padded_), count, e_, length_);
         }
-        write(call_.out, out_, call_.out_strides, e_, e_padded_);
+        write(call_.out, out_, call_.out_strides, e_, e_padded_, call_.plus);
     }
 
     // Also writes this unit's share of the table's gradient: 2 length - 1 rows of d.
@@ -70,7 +71,7 @@ class Worker {
         std::fill_n(grad_table_, size_t(2 * length_) * d_padded_, 0.0f);
         for (int pixel = 0; pixel < length_; pixel++)
             transpose(q_rows_ + pixel * d_padded_ * LANES, d_padded_, q_ + pixel * d_padded_ * LANES, LANES, d_padded_,
-                      LANES);
+                      LANES, d_, LANES);
         for (int first = 0; first < length_; first += QUERIES) {
             int count = std::min(QUERIES, length_ - first);
             logits(first, count);
@@ -112,16 +113,20 @@ class Worker {
                 prefetch_row(ahead + lines[lane], channels);
                 read_row(rows_ + lane * padded, row + lines[lane], channels, padded);
             }
-            transpose(to + pixel * padded * LANES, LANES, rows_, padded, LANES, padded);
+            transpose(to + pixel * padded * LANES, LANES, rows_, padded, LANES, padded, LANES, channels);
         }
     }
 
-    void write(void* to, const float* from, const int64_t* strides, int channels, int padded) {
+    void write(void* to, const float* from, const int64_t* strides, int channels, int padded,
+               const void* plus = nullptr) {
         int64_t lines[LANES];
         for (int lane = 0; lane < lanes_; lane++) lines[lane] = line_of(lane, strides);
         for (int pixel = 0; pixel < length_; pixel++) {
-            transpose(rows_, padded, from + pixel * padded * LANES, LANES, padded, LANES);
+            transpose(rows_, padded, from + pixel * padded * LANES, LANES, padded, LANES, channels, LANES);
             Number* row = static_cast<Number*>(to) + pixel * strides[1];
+            for (int lane = 0; plus && lane < lanes_; lane++)
+                add_row(rows_ + lane * padded, static_cast<const Number*>(plus) + pixel * strides[1] + lines[lane],
+                        channels);
             for (int lane = 0; lane < lanes_; lane++) write_row(row + lines[lane], rows_ + lane * padded, channels);
         }
     }

@@ -1,6 +1,7 @@
 """Axial attention in compiled code: `cpu.cpp` as a custom operator, forward and backward."""
 
 import ctypes
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ def why_not_cpu(q: Tensor, v: Tensor) -> str | None:
     return native.why_not_maps(q=q, v=v)
 
 
-def axial_attention_cpu(q: Tensor, v: Tensor, table: Tensor, *, axis: Axis) -> Tensor:
+def axial_attention_cpu(q: Tensor, v: Tensor, table: Tensor, plus: Tensor | None, *, axis: Axis) -> Tensor:
     """The operation on maps that `why_not_cpu` has nothing against; shapes as in `axial_attention`.
 
     Logits are never stored; the backward pass makes them anew. Sums are taken in float32, in an order that depends on
@@ -24,7 +25,7 @@ def axial_attention_cpu(q: Tensor, v: Tensor, table: Tensor, *, axis: Axis) -> T
     """
     length = q.shape[1 if axis == "h" else 2]
     spare = table.shape[0] // 2 - (length - 1)
-    return _forward(q, v, table[spare : spare + 2 * length - 1].to(q.dtype).float().contiguous(), axis == "h")
+    return _forward(q, v, table[spare : spare + 2 * length - 1].to(q.dtype).float().contiguous(), plus, axis == "h")
 
 
 class _Call(ctypes.Structure):
@@ -33,15 +34,15 @@ class _Call(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("batch", "length", "lines", "heads", "d", "e", "threads")),
         *((name, ctypes.c_int64 * 4) for name in ("q_strides", "v_strides", "out_strides", "grad_q_strides")),
-        *((name, ctypes.c_void_p) for name in ("q", "v", "table", "out", "grad_out", "grad_q", "grad_v")),
+        *((name, ctypes.c_void_p) for name in ("q", "v", "table", "plus", "out", "grad_out", "grad_q", "grad_v")),
         ("grad_table", ctypes.c_void_p),
     )
 
 
-def _call(q: Tensor, v: Tensor, vertical: bool, tensors: dict[str, Tensor]) -> _Call:
+def _call(q: Tensor, v: Tensor, vertical: bool, tensors: Mapping[str, Tensor | None]) -> _Call:
     """The kernel's arguments; every tensor must live until it returns."""
     along, across = (1, 2) if vertical else (2, 1)
-    maps = {"q": q, "v": v, **tensors}
+    maps = {"q": q, "v": v, **{name: tensor for name, tensor in tensors.items() if tensor is not None}}
     return _Call(
         batch=q.shape[0],
         length=q.shape[along],
@@ -60,15 +61,15 @@ def _call(q: Tensor, v: Tensor, vertical: bool, tensors: dict[str, Tensor]) -> _
 
 
 @torch.library.custom_op("parhelion::axial_attention_cpu", mutates_args=(), device_types="cpu")
-def _forward(q: Tensor, v: Tensor, table: Tensor, vertical: bool) -> Tensor:
-    q, v = native.side_by_side(q), native.side_by_side(v)
+def _forward(q: Tensor, v: Tensor, table: Tensor, plus: Tensor | None, vertical: bool) -> Tensor:
+    q, v, plus = native.side_by_side(q), native.side_by_side(v), None if plus is None else plus.contiguous()
     out = v.new_empty(v.shape)
-    native.run("axial_forward", q, _call(q, v, vertical, {"table": table, "out": out}))
+    native.run("axial_forward", q, _call(q, v, vertical, {"table": table, "plus": plus, "out": out}))
     return out
 
 
 @_forward.register_fake
-def _forward_fake(q: Tensor, v: Tensor, table: Tensor, vertical: bool) -> Tensor:
+def _forward_fake(q: Tensor, v: Tensor, table: Tensor, plus: Tensor | None, vertical: bool) -> Tensor:
     return v.new_empty(v.shape)
 
 
@@ -92,11 +93,11 @@ def _backward_fake(
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(*inputs[:3])
-    ctx.vertical = inputs[3]
+    ctx.plus, ctx.vertical = inputs[3] is not None, inputs[4]
 
 
 def _differentiate(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
-    return *_backward(grad_out, *ctx.saved_tensors, ctx.vertical), None
+    return *_backward(grad_out, *ctx.saved_tensors, ctx.vertical), grad_out if ctx.plus else None, None
 
 
 _forward.register_autograd(_differentiate, setup_context=_save)

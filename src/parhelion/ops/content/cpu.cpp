@@ -25,6 +25,7 @@ struct Call {
 namespace {
 
 constexpr int PIXELS = 64;
+constexpr int AHEAD = 32;  // pixels between the row that is read and the one that is asked for
 
 template <typename Number>
 class Worker {
@@ -87,8 +88,10 @@ class Worker {
               float factor = 1.0f) const {
         const Number* row = static_cast<const Number*>(from) + image() * strides[0] + first_ * strides[1] +
                             head() * strides[2];
-        for (int pixel = 0; pixel < count; pixel++)
+        for (int pixel = 0; pixel < count; pixel++) {
+            prefetch_row(row + (pixel + AHEAD) * strides[1], channels);
             read_row(to + pixel * padded, row + pixel * strides[1], channels, padded, factor);
+        }
     }
 
     int64_t at(int channels) const {

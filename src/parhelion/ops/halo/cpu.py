@@ -150,8 +150,9 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 
 
 def _differentiate(ctx: Any, grad_out: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
-    *maps, grad_table_h, grad_table_w = _backward(grad_out, *ctx.saved_tensors, *ctx.choices)
-    tables = (None, None) if ctx.saved_tensors[-1] is None else (grad_table_h, grad_table_w)
+    saved = ctx.saved_tensors  # once: under activation checkpointing a second look is an error
+    *maps, grad_table_h, grad_table_w = _backward(grad_out, *saved, *ctx.choices)
+    tables = (None, None) if saved[-1] is None else (grad_table_h, grad_table_w)
     return *maps, *tables, *(None,) * len(ctx.choices)
 
 
