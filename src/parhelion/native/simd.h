@@ -159,6 +159,13 @@ inline void add_row(float* to, const Storage* from, int channels) {
     if (c < channels) store(to + c, load(to + c) + load_part(from + c, channels - c));
 }
 
+// Adds a row of float32 scratch, times a factor, to channels in float32.
+inline void add_scaled_row(float* to, const float* from, int channels, float factor) {
+    int c = 0;
+    for (; c + LANES <= channels; c += LANES) store(to + c, load(to + c) + factor * load(from + c));
+    for (; c < channels; c++) to[c] += factor * from[c];
+}
+
 // A row of float32 scratch into channels.
 template <typename Storage>
 inline void write_row(Storage* to, const float* from, int channels) {

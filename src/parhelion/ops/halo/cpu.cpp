@@ -76,6 +76,7 @@ class Worker {
 
     void backward(const Place& place, const Place& next) {
         enter(place, next);
+        prefetch_gradients(next);
         std::fill_n(grad_keys_, key_count() * plan_.d_padded, 0.0f);
         std::fill_n(grad_values_, key_count() * plan_.e_padded, 0.0f);
         for (int group = 0; group < plan_.groups; group++) {
@@ -167,17 +168,17 @@ class Worker {
     // Calls f(lane, index of the query among all (image, row, column, head), its row, its column) for every query of
     // a group that is on the map, and `absent(lane)` for the other lanes.
     template <typename F, typename Absent>
-    void each_query(int group, F&& f, Absent&& absent) const {
+    void each_query(const Place& place, int group, F&& f, Absent&& absent) const {
         for (int lane = 0; lane < plan_.lanes(group); lane++) {
             int query = group * GROUP + lane;
             if (query >= plan_.per_block) {
                 absent(lane);
                 continue;
             }
-            int64_t row = place_.row * plan_.per_axis + query_rows_[query];
-            int64_t column = place_.column * plan_.per_axis + query_columns_[query];
+            int64_t row = place.row * plan_.per_axis + query_rows_[query];
+            int64_t column = place.column * plan_.per_axis + query_columns_[query];
             if (row < call_.query_h && column < call_.query_w)
-                f(lane, ((place_.image * call_.query_h + row) * call_.query_w + column) * call_.heads + place_.head,
+                f(lane, ((place.image * call_.query_h + row) * call_.query_w + column) * call_.heads + place.head,
                   row, column);
             else
                 absent(lane);
@@ -190,7 +191,7 @@ class Worker {
         const Number* q = static_cast<const Number*>(call_.q) + place_.image * call_.q_strides[0] +
                           place_.head * call_.q_strides[3];
         each_query(
-            group,
+            place_, group,
             [&](int lane, int64_t, int64_t row, int64_t column) {
                 read_row(q_rows_ + lane * plan_.d_padded, q + row * call_.q_strides[1] + column * call_.q_strides[2],
                          plan_.d, plan_.d_padded, call_.scale * LOG2E);
@@ -313,7 +314,7 @@ class Worker {
         transpose(out_rows_, plan_.e_padded, out_columns_, GROUP, plan_.e_padded, lanes_);
         Number* out = static_cast<Number*>(call_.out);
         each_query(
-            group,
+            place_, group,
             [&](int lane, int64_t index, int64_t, int64_t) {
                 write_row(out + index * plan_.e, out_rows_ + lane * plan_.e_padded, plan_.e);
                 if (!call_.statistics) return;
@@ -327,7 +328,7 @@ class Worker {
         const Number* grad = static_cast<const Number*>(call_.grad_out);
         const Number* out = static_cast<const Number*>(call_.saved_out);
         each_query(
-            group,
+            place_, group,
             [&](int lane, int64_t index, int64_t, int64_t) {
                 float share = call_.statistics[2 * index + 1];
                 largest_[lane] = call_.statistics[2 * index];
@@ -428,7 +429,7 @@ class Worker {
         transpose(q_rows_, plan_.d_padded, grad_q_columns_, GROUP, plan_.d_padded, lanes_);
         Number* grad_q = static_cast<Number*>(call_.grad_q);
         each_query(
-            group,
+            place_, group,
             [&](int lane, int64_t index, int64_t, int64_t) {
                 float* row = q_rows_ + lane * plan_.d_padded;
                 for (int c = 0; c < plan_.d; c++) row[c] *= call_.scale;
@@ -437,27 +438,58 @@ class Worker {
             [](int) {});
     }
 
-    // Adds the gradients of the window's keys and values to the maps; the queries were in units of log2.
-    void add_grad_keys() {
+    // Calls f(key, its index among all (image, row, column, head)) for the window's keys on the image.
+    template <typename F>
+    void each_key(F&& f) const {
         for (int i = 0, key = 0; i < height_.size(); i++)
             for (int j = 0; j < width_.size(); j++, key++) {
                 int64_t pixel = (place_.image * call_.h + first_row() + i) * call_.w + first_column() + j;
-                int64_t index = pixel * call_.heads + place_.head;
-                float *grad_k = call_.grad_k + index * plan_.d, *grad_v = call_.grad_v + index * plan_.e;
-                for (int c = 0; c < plan_.d; c++) grad_k[c] += LN2 * grad_keys_[key * plan_.d_padded + c];
-                for (int c = 0; c < plan_.e; c++) grad_v[c] += grad_values_[key * plan_.e_padded + c];
+                f(key, pixel * call_.heads + place_.head);
             }
     }
 
-    void gather(const PairTable& table, const float* grad_pairs, float* grad_table) const {
-        std::fill_n(grad_table, plan_.rows * table.channels(), 0.0f);
+    // Asks for the gradients that this unit of work will add to, and for the outputs that the next will read.
+    void prefetch_gradients(const Place& next) const {
+        each_key([&](int, int64_t index) {
+            prefetch_row(call_.grad_k + index * plan_.d, plan_.d);
+            prefetch_row(call_.grad_v + index * plan_.e, plan_.e);
+        });
         for (int group = 0; group < plan_.groups; group++)
-            for (int key = 0; key < plan_.side; key++)
-                for (int c = 0; c < table.channels(); c++) {
-                    const float* lanes = grad_pairs + table.offset(group, key) + c * GROUP;
-                    for (int lane = 0; lane < plan_.lanes(group); lane++)
-                        grad_table[table.row_of(group, key, lane) * table.channels() + c] += LN2 * lanes[lane];
+            each_query(
+                next, group,
+                [&](int, int64_t index, int64_t, int64_t) {
+                    prefetch_row(static_cast<const Number*>(call_.grad_out) + index * plan_.e, plan_.e);
+                    prefetch_row(static_cast<const Number*>(call_.saved_out) + index * plan_.e, plan_.e);
+                },
+                [](int) {});
+    }
+
+    // Adds the gradients of the window's keys and values to the maps; the queries were in units of log2.
+    void add_grad_keys() const {
+        each_key([&](int key, int64_t index) {
+            add_scaled_row(call_.grad_k + index * plan_.d, grad_keys_ + key * plan_.d_padded, plan_.d, LN2);
+            add_scaled_row(call_.grad_v + index * plan_.e, grad_values_ + key * plan_.e_padded, plan_.e, 1.0f);
+        });
+    }
+
+    // Sums over the pairs of a key and a lane that read the same row of the table.
+    void gather(const PairTable& table, const float* grad_pairs, float* grad_table) const {
+        std::vector<float> by_row(plan_.rows);
+        std::vector<int> first_rows(GROUP);
+        std::fill_n(grad_table, plan_.rows * table.channels(), 0.0f);
+        for (int group = 0; group < plan_.groups; group++) {
+            int lanes = plan_.lanes(group);
+            for (int lane = 0; lane < lanes; lane++) first_rows[lane] = table.row_of(group, 0, lane);
+            for (int c = 0; c < table.channels(); c++) {
+                std::fill(by_row.begin(), by_row.end(), 0.0f);
+                for (int key = 0; key < plan_.side; key++) {
+                    const float* pairs = grad_pairs + table.offset(group, key) + c * GROUP;
+                    float* rows = by_row.data() + key;
+                    for (int lane = 0; lane < lanes; lane++) rows[first_rows[lane]] += pairs[lane];
                 }
+                for (int row = 0; row < plan_.rows; row++) grad_table[row * table.channels() + c] += LN2 * by_row[row];
+            }
+        }
     }
 
     const Call& call_;
