@@ -1,5 +1,7 @@
 """The operations under torch.compile and torch.export."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -9,9 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
+from parhelion import native
 from parhelion.ops import axial_attention, content_attention, halo_attention
 
 pytestmark = pytest.mark.compile
+kernels = pytest.mark.skipif(native.why_not_native() is not None, reason=str(native.why_not_native()))
 
 HEADS, HEAD_DIM, VALUE_DIM = 3, 5, 7
 
@@ -91,6 +95,49 @@ def test_an_export_runs_at_any_size(build: Callable[[], Operation]):
     for h, w, batch in ((6, 10, 2), (13, 7, 3), (3, 5, 2), (8, 12, 1)):
         maps = packed(h, w, batch)
         assert_close(exported(maps), operation(maps))
+
+
+FIRST_CALL = """
+import torch
+from parhelion import native
+from parhelion.ops import axial_attention, content_attention, halo_attention
+
+@torch.compile(fullgraph=True)
+def attend(q, k, v, table):
+    out = halo_attention(q, k, v, block=4, halo=1) + content_attention(q, k, v)
+    return axial_attention(q, out, table, axis="h")
+
+tensors = [torch.randn(2, 6, 10, 3, channels, requires_grad=True) for channels in (5, 5, 7)]
+tensors.append(torch.randn(11, 5, requires_grad=True))
+out = attend(*tensors)
+gradients = torch.autograd.grad(out.square().sum(), tensors)
+expected = attend._torchdynamo_orig_callable(*tensors)
+torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-4)
+for actual, right in zip(gradients, torch.autograd.grad(expected.square().sum(), tensors)):
+    torch.testing.assert_close(actual, right, rtol=1e-3, atol=1e-3)
+"""
+
+
+def test_compiling_may_be_the_first_that_a_process_does():
+    done = subprocess.run([sys.executable, "-c", FIRST_CALL], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@kernels
+@operations
+def test_the_graph_calls_the_kernel(build: Callable[..., Operation]):
+    operation, maps = build(impl="cpu"), packed(6, 10)
+    called = []
+
+    def note(graph: torch.fx.GraphModule, _: list[Tensor]) -> torch.fx.GraphModule:
+        called.extend(str(node.target) for node in graph.graph.nodes)
+        return graph
+
+    assert_close(torch.compile(operation, fullgraph=True, backend=note)(maps), operation(maps))
+    assert any(name.startswith("parhelion.") for name in called)
+    exported = torch.export.export(operation, (maps,))
+    assert any(str(node.target).startswith("parhelion.") for node in exported.graph.nodes)
+    assert_close(exported.module()(maps), operation(maps))
 
 
 def test_an_export_of_halo_attention_without_help_runs_at_sizes_of_several_blocks():
