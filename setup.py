@@ -3,6 +3,8 @@
 Each is optional: where it cannot be compiled, the package installs without it and runs on the reference.
 """
 
+import copy
+import os
 import platform
 from pathlib import Path
 
@@ -15,7 +17,16 @@ SOURCES = [
     *(f"src/parhelion/ops/{op}/cpu.cpp" for op in ("halo", "axial", "content")),
 ]
 HEADERS = ["src/parhelion/native/simd.h", "src/parhelion/native/tile.h", "src/parhelion/native/scratch.h"]
-FLAGS = ["-std=c++17", "-O3", "-g0", "-fopenmp", "-fvisibility=hidden", "-fno-math-errno", "-Wno-maybe-uninitialized"]
+FLAGS = [
+    "-std=c++17",
+    "-O3",
+    "-g0",
+    "-fopenmp",
+    "-fvisibility=hidden",
+    "-fno-math-errno",
+    "-Wno-uninitialized",
+    "-Wno-maybe-uninitialized",
+]
 LEVELS = {"baseline": []}
 if platform.machine() in ("x86_64", "AMD64"):
     LEVELS["avx2"] = ["-mavx2", "-mfma"]
@@ -24,6 +35,11 @@ if platform.machine() in ("x86_64", "AMD64"):
 
 class BuildLibraries(build_ext):
     """Builds shared libraries that Python does not import, so that they fit every version of it."""
+
+    def finalize_options(self):
+        """Build the levels side by side."""
+        super().finalize_options()
+        self.parallel = self.parallel or os.cpu_count()
 
     def get_ext_filename(self, name):
         """Where a library goes, without Python's suffix."""
@@ -34,12 +50,10 @@ class BuildLibraries(build_ext):
         return []
 
     def build_extension(self, extension):
-        """Compile in a folder of its own: the levels share their sources."""
-        shared, self.build_temp = self.build_temp, str(Path(self.build_temp, extension.name))
-        try:
-            super().build_extension(extension)
-        finally:
-            self.build_temp = shared
+        """Compile in a folder of its own: the levels share their sources, and are built side by side."""
+        own = copy.copy(self)
+        own.build_temp = str(Path(self.build_temp, extension.name))
+        super(BuildLibraries, own).build_extension(extension)
 
 
 class AnyPython(bdist_wheel):

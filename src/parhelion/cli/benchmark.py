@@ -114,7 +114,6 @@ def _make(folder: Path) -> None:
 
 
 def _candidates(chosen: Arguments) -> "list[Network]":
-    import parhelion
     from parhelion.evaluate.networks import Network, check_name, own_image_px
 
     models = list(dict.fromkeys((chosen.model, *chosen.against)))
@@ -134,7 +133,6 @@ def _candidates(chosen: Arguments) -> "list[Network]":
             train=chosen.train,
             compiled=compiled,
             device=chosen.device,
-            folded=hasattr(parhelion, "fold"),
         )
         for model in models
         for compiled in ((False, True) if chosen.compile else (False,))

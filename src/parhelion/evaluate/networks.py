@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 from parhelion.errors import UserError, nearest
 from parhelion.evaluate.speed import Candidate, Precision, Run, not_as_exact, not_finite
+from parhelion.models.accelerate import accelerate
 from parhelion.models.catalog import create_model, list_models, model_info
 from parhelion.models.count import multiply_adds
+from parhelion.models.fold import fold
 
 TIMM, ACCELERATED = "timm:", "accelerated:"
 SEED = 20103019
@@ -138,33 +140,20 @@ class Network(Candidate):
     compiled: bool = False
     folded: bool = True  # ours, inference: through parhelion.fold
 
-    def why_not(self) -> str | None:
-        """Why this cannot run here, None if it can."""
-        import parhelion
-
-        call = "accelerate" if split(self.model)[0] == ACCELERATED else "fold" if self._folds else ""
-        if call and not hasattr(parhelion, call):
-            return f"this version has no parhelion.{call}"
-        return super().why_not()
-
     @property
     def _folds(self) -> bool:
         return self.folded and not self.train and not split(self.model)[0]
 
     def network(self) -> nn.Module:
         """The network as it will be called, before compiling."""
-        import parhelion
-
-        # Names that the package may lack are asked for by `why_not`.
-        calls: Any = parhelion
         network = original(self.model, self.image_px)
         if split(self.model)[0] == ACCELERATED:
             before = [type(module) for module in network.modules()]
-            network = calls.accelerate(network, report=None)
+            network = accelerate(network, report=None)
             if [type(module) for module in network.modules()] == before:
                 raise UserError(f"{self.model}: parhelion.accelerate finds nothing to change in timm's model")
         if self._folds:
-            network = calls.fold(network)
+            network = fold(network)
         return network.to(memory_format=torch.channels_last)
 
     def build(self) -> Run:

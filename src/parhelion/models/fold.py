@@ -25,8 +25,8 @@ def fold(model: nn.Module) -> nn.Module:
             folded before.
     """
     folded = copy.deepcopy(model).eval().requires_grad_(False)
-    counts = [_fold_children(module) for module in list(folded.modules())]
-    if not any(counts):
+    ours = any(isinstance(module, Bottleneck) for module in folded.modules())
+    if not ours or not sum(_fold_children(module) for module in list(folded.modules())):
         raise UserError(
             f"there is nothing to fold in this {type(model).__name__}: fold takes a Parhelion network that was not "
             "folded before"
