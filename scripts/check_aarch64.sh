@@ -10,8 +10,14 @@ for tool in "$compiler" "$emulator"; do
     echo "aarch64: $tool is missing; 'apt-get install g++-aarch64-linux-gnu qemu-user' brings it"
     exit 3
 done
-read -ra flags < <(sed -n 's/^FLAGS = \[\(.*\)\]$/\1/p' setup.py | tr -d '",')
-[ "${#flags[@]}" -gt 0 ] || { echo "aarch64: setup.py has no line FLAGS = [...]"; exit 1; }
+mapfile -t flags < <(python3 - <<'PY'
+import ast
+for statement in ast.parse(open("setup.py").read()).body:
+    if isinstance(statement, ast.Assign) and statement.targets[0].id == "FLAGS":
+        print(*ast.literal_eval(statement.value), sep="\n")
+PY
+)
+[ "${#flags[@]}" -gt 0 ] || { echo "aarch64: setup.py has no list FLAGS"; exit 1; }
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
