@@ -31,6 +31,7 @@ LEVELS = {"baseline": []}
 if platform.machine() in ("x86_64", "AMD64"):
     LEVELS["avx2"] = ["-mavx2", "-mfma"]
     LEVELS["avx512"] = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mprefer-vector-width=512"]
+    LEVELS["avx512_bf16"] = [*LEVELS["avx512"], "-mavx512bf16"]
 
 
 class BuildLibraries(build_ext):

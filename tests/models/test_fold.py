@@ -59,7 +59,8 @@ def test_the_original_stays_as_it_was():
     model = parhelion.create_model("halonet_tiny", scale=None).train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     folded = parhelion.fold(model)
-    assert model.training and not folded.training
+    assert model.training
+    assert not folded.training
     assert model.state_dict().keys() == before.keys()
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[name])

@@ -222,7 +222,7 @@ void check_halo(const std::string& name, const Sizes& s, int64_t threads) {
     call.q = q.stored.data(), call.k = k.stored.data(), call.v = v.stored.data(), call.out = out.data();
     call.table_h = s.tables ? table_h.stored.data() : nullptr;
     call.table_w = s.tables ? table_w.stored.data() : nullptr;
-    call.statistics = statistics.data(), call.saved_out = out.data(), call.grad_out = g.stored.data();
+    call.statistics = statistics.data(), call.grad_out = g.stored.data();
     call.grad_q = grad_q.data(), call.grad_k = grad_k.data(), call.grad_v = grad_v.data();
     call.grad_table_h = grad_h.data(), call.grad_table_w = grad_w.data();
     run(std::string("halo_forward_") + Dtype<Number>::name, call);

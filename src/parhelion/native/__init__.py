@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-LEVELS = ("avx512", "avx2", "baseline")  # the fastest first; "baseline" is what every processor of its family has
+LEVELS = ("avx512_bf16", "avx512", "avx2", "baseline")  # the fastest first; every processor has the last
 
 _chosen: list[str] = []  # by `using`, the innermost last
 

@@ -7,7 +7,11 @@ extern "C" __attribute__((visibility("default"))) int parhelion_runs_here() {
 #endif
 #if defined(__AVX512F__)
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")
+#if defined(__AVX512BF16__)
+           && __builtin_cpu_supports("avx512bf16")
+#endif
+        ;
 #elif defined(__AVX2__)
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 #else

@@ -26,8 +26,6 @@ constexpr int LANES = 4, REGISTERS = 16;
 typedef float Vec __attribute__((vector_size(LANES * sizeof(float))));
 typedef int32_t Ints __attribute__((vector_size(LANES * sizeof(int32_t))));
 
-constexpr float LOG2E = 1.4426950408889634f, LN2 = 0.6931471805599453f;
-
 template <typename Integer>
 constexpr Integer round_up(Integer value, Integer step) {
     return (value + step - 1) / step * step;
@@ -57,18 +55,39 @@ inline Vec maximum(Vec a, Vec b) {
 #endif
 }
 
-// 2 to the power of x for x <= 0, within 1.6e-7 of the truth; below -126 it stays at 2^-126.
-inline Vec exp2_of_nonpositive(Vec x) {
-    const float shift = 12582912.0f;  // 1.5 * 2^23: adding it leaves the nearest integer in the low bits
-    x = maximum(broadcast(-126.0f), x);  // in this order not-a-number stays
-    Vec shifted = x + shift;
-    Vec rest = x - (shifted - shift);  // in [-1/2, 1/2]
-    Vec p = rest * 0.00132647273f + 0.00967151299f;
-    p = p * rest + 0.0555073358f;
-    p = p * rest + 0.240222424f;
-    p = p * rest + 0.693147004f;
+// e to the power of x for x <= 0, to about a rounding; below -86 it stays at e^-86. Not-a-number stays so.
+inline Vec exp_of_nonpositive(Vec x) {
+    const float log2e = 1.4426950408889634f;
+    // 1.5 * 2^23: adding it leaves the nearest integer in the low bits, here with the bias of an exponent.
+    const float shift = 12582912.0f + 127.0f;
+    x = maximum(broadcast(-86.0f), x);
+    Vec shifted = x * log2e + shift;
+    Vec rest = shifted - shift;
+#if defined(__FMA__) || defined(__aarch64__)
+    rest = x * log2e - rest;  // in [-1/2, 1/2], rounded once
+#else
+    // The logarithm of 2 in two parts; the first has so few bits that its multiples are exact.
+    rest = ((x - rest * 0.693359375f) + rest * 2.12194440e-4f) * log2e;
+#endif
+    Vec p = rest * 0.00015353362f + 0.0013398875f;
+    p = p * rest + 0.00961843692f;
+    p = p * rest + 0.0555033237f;
+    p = p * rest + 0.240226477f;
+    p = p * rest + 0.693147182f;
     p = p * rest + 1.0f;
-    return (Vec)((Ints)p + ((Ints)shifted << 23));
+    return p * (Vec)((Ints)shifted << 23);
+}
+
+// f(0) + f(1) + ... + f(count - 1), in four sums side by side: sooner done, and less rounded, than one long sum.
+template <typename F>
+inline Vec sum_over(int count, F&& f) {
+    Vec sums[4] = {};
+    int i = 0;
+    for (; i + 4 <= count; i += 4)
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; j++) sums[j] += f(i + j);
+    for (; i < count; i++) sums[0] += f(i);
+    return (sums[0] + sums[1]) + (sums[2] + sums[3]);
 }
 
 // bfloat16: the upper half of a float32.
@@ -137,6 +156,32 @@ inline void store_part(bfloat16* to, Vec v, int count) {
     for (int i = 0; i < count; i++) to[i] = rounded[i];
 }
 
+// Two bfloat16 a lane: sum += first * first + second * second. `a` holds the same pair in every lane.
+inline Vec add_product(Vec sum, int32_t a, Vec b) {
+    Ints pair = Ints{} + a;
+#if defined(__AVX512BF16__)
+    return (Vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)pair, (__m512bh)b);
+#else
+    const Ints second = Ints{} + int32_t(0xffff0000);
+    return sum + (Vec)(pair << 16) * (Vec)((Ints)b << 16) + (Vec)(pair & second) * (Vec)((Ints)b & second);
+#endif
+}
+
+inline Vec add_product(Vec sum, float a, Vec b) { return sum + broadcast(a) * b; }
+
+// Whether products of pairs are worth the trouble.
+#if defined(__AVX512BF16__)
+constexpr bool MULTIPLIES_PAIRS = true;
+#else
+constexpr bool MULTIPLIES_PAIRS = false;
+#endif
+
+// Two vectors of numbers that are not negative, rounded to bfloat16, as pairs.
+inline Vec pairs_of(Vec first, Vec second) {
+    Ints low = ((Ints)first + 0x8000) >> 16, high = ((Ints)second + 0x8000) & int32_t(0xffff0000);
+    return (Vec)(low | high);
+}
+
 // A row of channels into float32 scratch, times a factor; what lies between `channels` and `padded` (a multiple of
 // LANES, or `channels` itself) becomes zero.
 template <typename Storage>
@@ -151,19 +196,13 @@ inline void read_row(float* to, const Storage* from, int channels, int padded, f
         store_part(to + c, rest, channels - c);
 }
 
-// Adds channels to a row of float32 scratch, which has room for whole vectors.
+// Adds channels to others in float32.
 template <typename Storage>
 inline void add_row(float* to, const Storage* from, int channels) {
     int c = 0;
     for (; c + LANES <= channels; c += LANES) store(to + c, load(to + c) + load(from + c));
-    if (c < channels) store(to + c, load(to + c) + load_part(from + c, channels - c));
-}
-
-// Adds a row of float32 scratch, times a factor, to channels in float32.
-inline void add_scaled_row(float* to, const float* from, int channels, float factor) {
-    int c = 0;
-    for (; c + LANES <= channels; c += LANES) store(to + c, load(to + c) + factor * load(from + c));
-    for (; c < channels; c++) to[c] += factor * from[c];
+    if (c == channels) return;
+    store_part(to + c, load_part(to + c, channels - c) + load_part(from + c, channels - c), channels - c);
 }
 
 // A row of float32 scratch into channels.

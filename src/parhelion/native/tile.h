@@ -15,11 +15,21 @@ constexpr int tile_rows(int vectors) {
     return vectors == 1 ? 9 : 6;
 }
 
+template <typename Number>
+inline Number read(const float* from) {
+    Number number;
+    std::memcpy(&number, from, sizeof number);
+    return number;
+}
+
 // The left operand of a product, read number by number. A cursor goes along the depth for ROWS rows from row m on:
 // `number(i)` is row m + i, `next()` one step deeper.
 
+// Numbers are float, or int32_t for pairs of bfloat16, of which a product adds two.
+
 // left(m, k) = data[m * row + k * step].
-struct Strided {
+template <typename Number>
+struct StridedOf {
     const float* data;
     long row, step;
 
@@ -27,7 +37,7 @@ struct Strided {
     struct Cursor {
         const float* bases[(ROWS + 2) / 3];  // one for every three rows, so that addresses need few registers
         long row, step;
-        float number(int i) const { return bases[i / 3][i % 3 * row]; }
+        Number number(int i) const { return read<Number>(bases[i / 3] + i % 3 * row); }
         void next() {
 #pragma GCC unroll 4
             for (int i = 0; i < ROWS; i += 3) bases[i / 3] += step;
@@ -42,8 +52,12 @@ struct Strided {
     }
 };
 
+using Strided = StridedOf<float>;
+using StridedPairs = StridedOf<int32_t>;
+
 // left(m, k) = rows[m][first + k].
-struct Rows {
+template <typename Number>
+struct RowsOf {
     const float* const* rows;
     long first;
 
@@ -51,7 +65,7 @@ struct Rows {
     struct Cursor {
         const float* bases[ROWS];
         long k;
-        float number(int i) const { return bases[i][k]; }
+        Number number(int i) const { return read<Number>(bases[i] + k); }
         void next() { k++; }
     };
 
@@ -63,6 +77,9 @@ struct Rows {
         return cursor;
     }
 };
+
+using Rows = RowsOf<float>;
+using RowsOfPairs = RowsOf<int32_t>;
 
 // left(m, k) = rows[k][first + m].
 struct Columns {
@@ -97,9 +114,9 @@ __attribute__((always_inline)) inline void multiply_add(Vec (&sums)[ROWS][VECTOR
         for (int n = 0; n < VECTORS; n++) vectors[n] = load(right + n * LANES);
 #pragma GCC unroll 12
         for (int i = 0; i < ROWS; i++) {
-            Vec number = broadcast(cursor.number(i));
+            auto number = cursor.number(i);
 #pragma GCC unroll 4
-            for (int n = 0; n < VECTORS; n++) sums[i][n] += number * vectors[n];
+            for (int n = 0; n < VECTORS; n++) sums[i][n] = add_product(sums[i][n], number, vectors[n]);
         }
         cursor.next();
         right += pitch;
@@ -125,17 +142,17 @@ template <typename Left>
 __attribute__((noinline)) void accumulate(float* result, long result_pitch, const Left& left, const float* right,
                                           long pitch, int rows, int vectors, int depth) {
     over_tiles(rows, vectors, [&](auto tall, auto wide, int m, int n) {
-        Vec sums[tall.value][wide.value];
+        Vec sums[tall.value][wide.value] = {};
         float* corner = result + m * result_pitch + n * LANES;
-#pragma GCC unroll 12
-        for (int i = 0; i < tall.value; i++)
-#pragma GCC unroll 4
-            for (int j = 0; j < wide.value; j++) sums[i][j] = load(corner + i * result_pitch + j * LANES);
+        // From zero: a sum of sums errs less than one long sum.
         multiply_add(sums, left, m, right + n * LANES, pitch, depth);
 #pragma GCC unroll 12
         for (int i = 0; i < tall.value; i++)
 #pragma GCC unroll 4
-            for (int j = 0; j < wide.value; j++) store(corner + i * result_pitch + j * LANES, sums[i][j]);
+            for (int j = 0; j < wide.value; j++) {
+                float* number = corner + i * result_pitch + j * LANES;
+                store(number, load(number) + sums[i][j]);
+            }
     });
 }
 

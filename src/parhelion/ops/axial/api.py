@@ -43,7 +43,7 @@ def axial_attention(
     check_axis(axis)
     check_maps(q, v, table, axis)
     check_plus(plus, v)
-    if chosen(impl, why_not_cpu=why_not_cpu(q, v)) == "cpu":
+    if chosen(impl, why_not_cpu=why_not_cpu(q, v, plus)) == "cpu":
         return axial_attention_cpu(q, v, table, plus, axis=axis)
     out = axial_attention_reference(q, v, table, axis=axis)
     return out if plus is None else out + plus

@@ -11,9 +11,9 @@ from parhelion import native
 from parhelion.ops.axial.contract import Axis
 
 
-def why_not_cpu(q: Tensor, v: Tensor) -> str | None:
+def why_not_cpu(q: Tensor, v: Tensor, plus: Tensor | None = None) -> str | None:
     """Why the compiled kernel cannot take these maps, or None if it can."""
-    return native.why_not_maps(q=q, v=v)
+    return native.why_not_maps(q=q, v=v, **({} if plus is None else {"plus": plus}))
 
 
 def axial_attention_cpu(q: Tensor, v: Tensor, table: Tensor, plus: Tensor | None, *, axis: Axis) -> Tensor:

@@ -17,7 +17,7 @@ struct Call {
     const void *q, *k, *v;
     void* out;          // contiguous, as all that follows
     float* summary;     // images x heads x d x e
-    float* statistics;  // images x heads x (largest key in units of log2, 1 / sum) x d
+    float* statistics;  // images x heads x (largest key, 1 / sum) x d
     const void* grad_out;
     void *grad_q, *grad_k, *grad_v;
 };
@@ -67,7 +67,7 @@ class Worker {
             write(call_.grad_q, grad_q_, d_, d_padded_, count);
             read(v_, call_.v, call_.v_strides, e_, e_padded_, count);
             multiply(grad_k_, d_padded_, v_, e_padded_, 1, grad_turned_, count, e_);
-            read(k_, call_.k, call_.k_strides, d_, d_padded_, count, LOG2E);
+            read(k_, call_.k, call_.k_strides, d_, d_padded_, count);
             differentiate_softmax(count);
             write(call_.grad_k, grad_k_, d_, d_padded_, count);
             multiply(result_, e_padded_, k_, d_padded_, 1, grad_summary_, count, d_);
@@ -84,13 +84,12 @@ class Worker {
         return std::min<int64_t>(PIXELS, call_.pixels - first);
     }
 
-    void read(float* to, const void* from, const int64_t* strides, int channels, int padded, int count,
-              float factor = 1.0f) const {
+    void read(float* to, const void* from, const int64_t* strides, int channels, int padded, int count) const {
         const Number* row = static_cast<const Number*>(from) + image() * strides[0] + first_ * strides[1] +
                             head() * strides[2];
         for (int pixel = 0; pixel < count; pixel++) {
             prefetch_row(row + (pixel + AHEAD) * strides[1], channels);
-            read_row(to + pixel * padded, row + pixel * strides[1], channels, padded, factor);
+            read_row(to + pixel * padded, row + pixel * strides[1], channels, padded);
         }
     }
 
@@ -122,7 +121,7 @@ class Worker {
         std::fill_n(largest_, d_padded_, -INFINITY), std::fill_n(sum_, d_padded_, 0.0f);
         for (int64_t first = 0; first < call_.pixels; first += PIXELS) {
             int count = enter(first);
-            read(k_, call_.k, call_.k_strides, d_, d_padded_, count, LOG2E);
+            read(k_, call_.k, call_.k_strides, d_, d_padded_, count);
             weigh(count);
             for (int c = 0; c < d_; c++)
                 for (int n = 0; n < e_padded_; n += LANES) {
@@ -145,14 +144,14 @@ class Worker {
         for (int n = 0; n < d_padded_; n += LANES) {
             Vec before = load(largest_ + n), largest = before, sum = load(sum_ + n);
             for (int pixel = 0; pixel < count; pixel++) largest = maximum(largest, load(k_ + pixel * d_padded_ + n));
-            Vec shrink = exp2_of_nonpositive(before - largest);
-            sum *= shrink;
-            for (int pixel = 0; pixel < count; pixel++) {
-                float* key = k_ + pixel * d_padded_ + n;
-                Vec weight = exp2_of_nonpositive(load(key) - largest);
-                store(key, weight);
-                sum += weight;
-            }
+            Vec shrink = exp_of_nonpositive(before - largest);
+            float* keys = k_ + n;
+            int pitch = d_padded_;
+            sum = sum * shrink + sum_over(count, [=](int pixel) {
+                      Vec weight = exp_of_nonpositive(load(keys + pixel * pitch) - largest);
+                      store(keys + pixel * pitch, weight);
+                      return weight;
+                  });
             store(largest_ + n, largest), store(sum_ + n, sum), store(shrink_ + n, shrink);
         }
     }
@@ -200,7 +199,7 @@ class Worker {
             Vec largest = load(largest_ + n), share = load(sum_ + n), delta = load(delta_ + n);
             for (int pixel = 0; pixel < count; pixel++) {
                 float *key = k_ + pixel * d_padded_ + n, *gradient = grad_k_ + pixel * d_padded_ + n;
-                Vec weight = exp2_of_nonpositive(load(key) - largest) * share;
+                Vec weight = exp_of_nonpositive(load(key) - largest) * share;
                 store(key, weight);
                 store(gradient, weight * (load(gradient) - delta));
             }

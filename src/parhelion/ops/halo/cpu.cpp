@@ -2,8 +2,7 @@
 //
 // Work is cut into one window and one head. Its keys and values are read from the channels-last maps into cache, and
 // GROUP queries attend to them at once, one query per lane: scores are [key][lane], so the softmax needs no sums
-// across lanes. Scores are made CHUNK keys at a time and forgotten; the backward pass makes them anew. Logits are in
-// units of log2, so that the softmax needs powers of two only.
+// across lanes. Scores are made CHUNK keys at a time and forgotten; the backward pass makes them anew, for one window and group at a time.
 #include "cpu.h"
 
 #include <vector>
@@ -25,18 +24,20 @@ class Worker {
     // Takes scratch for any window of the call; backward needs more of it.
     void prepare(Scratch& scratch, bool backward) {
         size_t keys = size_t(plan_.side) * plan_.side, wide = std::max(plan_.d_padded, plan_.e_padded) * GROUP;
-        size_t pairs = backward ? table_h_.size() + table_w_.size() : 0, chunk = size_t(CHUNK) * GROUP;
-        scratch.reserve(4 * keys * (plan_.d_padded + plan_.e_padded) + 8 * wide + 6 * plan_.side * GROUP + 2 * chunk +
+        size_t pairs = backward ? table_h_.size() + table_w_.size() : 0;
+        size_t scores = (backward ? keys : size_t(CHUNK)) * GROUP;
+        scratch.reserve(4 * keys * (plan_.d_padded + plan_.e_padded) + 9 * wide + 6 * plan_.side * GROUP + 2 * scores +
                         pairs + 8 * GROUP);
-        keys_ = scratch.take(keys * plan_.d), values_ = scratch.take(keys * plan_.e);
+        keys_ = scratch.take(keys * plan_.d), values_ = scratch.take(keys * plan_.e_padded);
+        q_pairs_ = scratch.take(wide);
         for (float** piece : {&q_rows_, &q_columns_, &out_rows_, &out_columns_}) *piece = scratch.take(wide);
         for (float** piece : {&row_parts_, &column_parts_}) *piece = scratch.take(size_t(plan_.side) * GROUP);
-        scores_ = scratch.take(chunk), largest_ = scratch.take(GROUP), before_ = scratch.take(GROUP);
+        scores_ = scratch.take(scores), largest_ = scratch.take(GROUP), before_ = scratch.take(GROUP);
         sum_ = scratch.take(GROUP);
         row_parts_of_.resize(keys), column_parts_of_.resize(keys);
         found_k_.resize(keys + 1), found_v_.resize(keys + 1);
         if constexpr (CONVERTED) {
-            converted_k_.resize(keys + 1), converted_v_.resize(keys + 1);
+            converted_k_.resize(keys + 1), converted_v_.resize(keys + 1), paired_k_.resize(keys);
             for (size_t key = 0; key < keys; key++) {
                 converted_k_[key] = keys_ + key * plan_.d, converted_v_[key] = values_ + key * plan_.e;
             }
@@ -52,7 +53,7 @@ class Worker {
         if (!backward) return;
         for (float** piece : {&g_rows_, &g_columns_, &grad_q_columns_}) *piece = scratch.take(wide);
         for (float** piece : {&grad_row_parts_, &grad_column_parts_}) *piece = scratch.take(size_t(plan_.side) * GROUP);
-        grad_scores_ = scratch.take(chunk), delta_ = scratch.take(GROUP);
+        grad_scores_ = scratch.take(scores), delta_ = scratch.take(GROUP);
         grad_keys_ = scratch.take(keys * plan_.d_padded), grad_values_ = scratch.take(keys * plan_.e_padded);
         grad_pairs_h_ = scratch.take(table_h_.size()), grad_pairs_w_ = scratch.take(table_w_.size());
     }
@@ -60,8 +61,13 @@ class Worker {
     // Forward, while the rows of the place that comes next are on their way.
     void forward(const Place& place, const Place& next) {
         enter(place, next);
+        if (paired())
+            pair_keys();
+        else
+            convert_keys();
         for (int group = 0; group < plan_.groups; group++) {
             read_queries(group);
+            if (paired()) pair_queries(group);
             relative_logits(group);
             attend();
             write_out(group);
@@ -76,6 +82,7 @@ class Worker {
 
     void backward(const Place& place, const Place& next) {
         enter(place, next);
+        convert_keys();
         prefetch_gradients(next);
         std::fill_n(grad_keys_, key_count() * plan_.d_padded, 0.0f);
         std::fill_n(grad_values_, key_count() * plan_.e_padded, 0.0f);
@@ -108,7 +115,6 @@ class Worker {
         if (moved) find_keys();
         first_k_ = place.head * call_.k_strides[3], first_v_ = place.head * call_.v_strides[3];
         prefetch(next);
-        if constexpr (CONVERTED) convert_keys();
     }
 
     void find_keys() {
@@ -125,8 +131,45 @@ class Worker {
             }
     }
 
+    // Whether products are taken of pairs of bfloat16, where the processor has instructions for that. Neighbouring
+    // channels make the pairs of queries and keys, neighbouring keys those of weights and values.
+    bool paired() const { return CONVERTED && MULTIPLIES_PAIRS && plan_.d % 2 == 0; }
+
+    void pair_keys() {
+        const int32_t second = 0xffff0000;
+        int count = key_count();
+        for (int key = 0; key < count; key++)
+            paired_k_[key] = reinterpret_cast<const float*>(found_k_[key] + first_k_);
+        for (int key = 0; key < count; key += 2) {
+            const Number *a = found_v_[key] + first_v_, *b = found_v_[std::min(key + 1, count - 1)] + first_v_;
+            float* pairs = values_ + key / 2 * plan_.e_padded;
+            Ints keep = Ints{} + (key + 1 < count ? second : 0);
+            for (int c = 0; c < plan_.e; c += LANES) {
+                int width = std::min(LANES, plan_.e - c);
+                Ints low = (Ints)(width < LANES ? load_part(a + c, width) : load(a + c));
+                Ints high = (Ints)(width < LANES ? load_part(b + c, width) : load(b + c));
+                store(pairs + c, (Vec)(((low >> 16) & 0xffff) | (high & keep)));
+            }
+        }
+    }
+
+    void pair_queries(int group) {
+        const Number* q = static_cast<const Number*>(call_.q) + place_.image * call_.q_strides[0] +
+                          place_.head * call_.q_strides[3];
+        int pairs = plan_.d / 2, padded = round_up(pairs, LANES);
+        each_query(
+            place_, group,
+            [&](int lane, int64_t, int64_t row, int64_t column) {
+                const Number* from = q + row * call_.q_strides[1] + column * call_.q_strides[2];
+                std::memcpy(out_rows_ + lane * padded, from, plan_.d * sizeof(Number));
+            },
+            [&](int lane) { std::fill_n(out_rows_ + lane * padded, padded, 0.0f); });
+        transpose(q_pairs_, GROUP, out_rows_, padded, lanes_, padded, lanes_, pairs);
+    }
+
     // The keys and values in float32, which is how they are read.
     void convert_keys() {
+        if constexpr (!CONVERTED) return;
         for (int key = 0; key < key_count(); key++) {
             read_row(keys_ + key * plan_.d, found_k_[key] + first_k_, plan_.d, plan_.d);
             read_row(values_ + key * plan_.e, found_v_[key] + first_v_, plan_.e, plan_.e);
@@ -194,14 +237,14 @@ class Worker {
             place_, group,
             [&](int lane, int64_t, int64_t row, int64_t column) {
                 read_row(q_rows_ + lane * plan_.d_padded, q + row * call_.q_strides[1] + column * call_.q_strides[2],
-                         plan_.d, plan_.d_padded, call_.scale * LOG2E);
+                         plan_.d, plan_.d_padded, call_.scale);
             },
             [&](int lane) { std::fill_n(q_rows_ + lane * plan_.d_padded, plan_.d_padded, 0.0f); });
         transpose(q_columns_, GROUP, q_rows_, plan_.d_padded, lanes_, plan_.d_padded);
     }
 
     void relative_logits(int group) {
-        if (!table_h_) return;
+        if (!table_w_) return;
         relative_logits(table_h_, group, q_columns_, row_parts_);
         relative_logits(table_w_, group, q_columns_ + plan_.first_w * GROUP, column_parts_);
     }
@@ -236,42 +279,53 @@ class Worker {
         std::fill_n(largest_, GROUP, -INFINITY), std::fill_n(sum_, GROUP, 0.0f);
         each_outside([&](const Rectangle& outside, int n) {
             Vec largest = maximum(load(largest_ + n), outside.largest_logit());
-            Vec before = load(sum_ + n) * exp2_of_nonpositive(load(largest_ + n) - largest);
+            Vec before = load(sum_ + n) * exp_of_nonpositive(load(largest_ + n) - largest);
             Vec mass = outside.row_sum * outside.column_sum;
-            store(sum_ + n, before + mass * exp2_of_nonpositive(outside.largest_logit() - largest));
+            store(sum_ + n, before + mass * exp_of_nonpositive(outside.largest_logit() - largest));
             store(largest_ + n, largest);
         });
-        int keys = key_count(), chunks = (keys + CHUNK - 1) / CHUNK, chunk = (keys + chunks - 1) / chunks;
-        for (int first = 0; first < keys; first += chunk) {
-            int count = std::min(chunk, keys - first);
+        for (int first = 0; first < key_count(); first += chunk()) {
+            int count = std::min(chunk(), key_count() - first);
             std::copy_n(largest_, GROUP, before_);
-            scores(first, count);
-            weigh(count);
+            if (paired()) {
+                make_scores<true>(scores_, first, count, RowsOfPairs{paired_k_.data() + first, 0}, q_pairs_, plan_.d / 2);
+                weigh<true>(count);
+                accumulate(out_columns_, GROUP, StridedPairs{values_ + first / 2 * plan_.e_padded, 1, plan_.e_padded},
+                           scores_, GROUP, plan_.e, lanes_ / LANES, (count + 1) / 2);
+                continue;
+            }
+            make_scores<true>(scores_, first, count, key_rows(first), q_columns_, plan_.d);
+            weigh<false>(count);
             accumulate(out_columns_, GROUP, Columns(value_rows(first)), scores_, GROUP, plan_.e, lanes_ / LANES, count);
         }
     }
 
-    // scores_ = the logits of `count` keys, largest_ their maximum and what it was before.
-    void scores(int first, int count) {
-        Rows keys = key_rows(first);
+    // The logits of `count` keys; with LARGEST also their maximum and what largest_ was before.
+    template <bool LARGEST, typename Keys>
+    void make_scores(float* scores, int first, int count, Keys keys, const float* q, int depth) {
+        // Pairs of queries are as they came; other queries were scaled on reading.
+        constexpr bool SCALED = !std::is_same_v<Keys, RowsOfPairs>;
+        float factor = call_.scale;
         const float *const *row_parts = row_parts_of_.data() + first, *const *column_parts = column_parts_of_.data() + first;
-        float *scores = scores_, *largest = largest_;
-        const float* q = q_columns_;
-        int depth = plan_.d;
+        float* largest = largest_;
         over_tiles(count, lanes_ / LANES, [=](auto tall, auto wide, int m, int n) {
-            Vec sums[tall.value][wide.value];
+            Vec sums[tall.value][wide.value] = {};
+            multiply_add(sums, keys, m, q + n * LANES, GROUP, depth);
 #pragma GCC unroll 12
             for (int i = 0; i < tall.value; i++) {
                 const float *row = row_parts[m + i] + n * LANES, *column = column_parts[m + i] + n * LANES;
 #pragma GCC unroll 4
-                for (int j = 0; j < wide.value; j++) sums[i][j] = load(row + j * LANES) + load(column + j * LANES);
+                for (int j = 0; j < wide.value; j++) {
+                    if constexpr (!SCALED) sums[i][j] *= factor;
+                    sums[i][j] += load(row + j * LANES) + load(column + j * LANES);
+                }
             }
-            multiply_add(sums, keys, m, q + n * LANES, GROUP, depth);
             float* corner = scores + m * GROUP + n * LANES;
 #pragma GCC unroll 12
             for (int i = 0; i < tall.value; i++)
 #pragma GCC unroll 4
                 for (int j = 0; j < wide.value; j++) store(corner + i * GROUP + j * LANES, sums[i][j]);
+            if constexpr (!LARGEST) return;
 #pragma GCC unroll 4
             for (int j = 0; j < wide.value; j++) {
                 Vec most = sums[0][j];
@@ -283,22 +337,37 @@ class Worker {
         });
     }
 
-    // Turns scores into weights of the softmax so far.
+    // Keys of a chunk: even, so that no pair is torn, and about as many in each.
+    int chunk() const {
+        int chunks = (key_count() + CHUNK - 1) / CHUNK;
+        return round_up((key_count() + chunks - 1) / chunks, 2);
+    }
+
+    // Turns scores into weights of the softmax so far, or into pairs of weights.
+    template <bool PAIRS>
     void weigh(int count) {
         for (int n = 0; n < lanes_; n += LANES) {
-            Vec before = load(before_ + n), largest = load(largest_ + n), sum = load(sum_ + n);
-            Vec shrink = exp2_of_nonpositive(before - largest);
-            sum *= shrink;
-            for (int key = 0; key < count; key++) {
-                Vec weight = exp2_of_nonpositive(load(scores_ + key * GROUP + n) - largest);
-                store(scores_ + key * GROUP + n, weight);
-                sum += weight;
-            }
+            Vec before = load(before_ + n), largest = load(largest_ + n);
+            Vec shrink = exp_of_nonpositive(before - largest);
+            float* scores = scores_ + n;
+            auto weight = [=](int key) { return exp_of_nonpositive(load(scores + key * GROUP) - largest); };
+            Vec sum = sum_over(PAIRS ? (count + 1) / 2 : count, [=](int index) {
+                if constexpr (PAIRS) {
+                    int key = 2 * index;
+                    Vec first = weight(key), second = key + 1 < count ? weight(key + 1) : Vec{};
+                    store(scores + index * GROUP, pairs_of(first, second));
+                    return first + second;
+                } else {
+                    Vec one = weight(index);
+                    store(scores + index * GROUP, one);
+                    return one;
+                }
+            });
             for (int c = 0; c < plan_.e; c++) {
                 float* out = out_columns_ + c * GROUP + n;
                 store(out, load(out) * shrink);
             }
-            store(sum_ + n, sum);
+            store(sum_ + n, load(sum_ + n) * shrink + sum);
         }
     }
 
@@ -323,86 +392,94 @@ class Worker {
             [](int) {});
     }
 
-    // The gradients of the outputs, times 1 / sum of the softmax, and their products with the outputs.
+    // The gradients of the outputs, as rows and as columns, and what is known of the softmax.
     void read_gradients(int group) {
         const Number* grad = static_cast<const Number*>(call_.grad_out);
-        const Number* out = static_cast<const Number*>(call_.saved_out);
         each_query(
             place_, group,
             [&](int lane, int64_t index, int64_t, int64_t) {
-                float share = call_.statistics[2 * index + 1];
-                largest_[lane] = call_.statistics[2 * index];
-                read_row(g_rows_ + lane * plan_.e_padded, grad + index * plan_.e, plan_.e, plan_.e_padded, share);
-                read_row(out_rows_ + lane * plan_.e_padded, out + index * plan_.e, plan_.e, plan_.e_padded);
+                largest_[lane] = call_.statistics[2 * index], sum_[lane] = call_.statistics[2 * index + 1];
+                read_row(g_rows_ + lane * plan_.e_padded, grad + index * plan_.e, plan_.e, plan_.e_padded);
             },
             [&](int lane) {
-                largest_[lane] = 0.0f;
+                largest_[lane] = sum_[lane] = 0.0f;
                 std::fill_n(g_rows_ + lane * plan_.e_padded, plan_.e_padded, 0.0f);
-                std::fill_n(out_rows_ + lane * plan_.e_padded, plan_.e_padded, 0.0f);
             });
         transpose(g_columns_, GROUP, g_rows_, plan_.e_padded, lanes_, plan_.e_padded);
-        transpose(out_columns_, GROUP, out_rows_, plan_.e_padded, lanes_, plan_.e_padded);
-        for (int n = 0; n < lanes_; n += LANES) {
-            Vec delta{};
-            for (int c = 0; c < plan_.e; c++) delta += load(g_columns_ + c * GROUP + n) * load(out_columns_ + c * GROUP + n);
-            store(delta_ + n, delta);
-        }
     }
 
     // Adds to the gradients of keys, values and parts of the logits, and makes that of the queries by content.
     void differentiate() {
-        std::fill_n(grad_q_columns_, plan_.d_padded * GROUP, 0.0f);
-        std::fill_n(grad_row_parts_, plan_.side * GROUP, 0.0f), std::fill_n(grad_column_parts_, plan_.side * GROUP, 0.0f);
+        std::fill_n(grad_q_columns_, plan_.d_padded * GROUP, 0.0f), std::fill_n(delta_, GROUP, 0.0f);
+        std::fill_n(grad_row_parts_, plan_.side * GROUP, 0.0f);
+        std::fill_n(grad_column_parts_, plan_.side * GROUP, 0.0f);
+        for (int first = 0; first < key_count(); first += chunk())
+            differentiate_weights(first, std::min(chunk(), key_count() - first));
         each_outside([&](const Rectangle& outside, int n) {
-            Vec factor = -load(delta_ + n) * exp2_of_nonpositive(outside.largest_logit() - load(largest_ + n));
-            outside.add_gradients(factor, row_parts_ + n, grad_row_parts_ + n, column_parts_ + n, grad_column_parts_ + n);
+            Vec factor = -load(delta_ + n) * load(sum_ + n) *
+                         exp_of_nonpositive(outside.largest_logit() - load(largest_ + n));
+            outside.add_gradients(factor, row_parts_ + n, grad_row_parts_ + n, column_parts_ + n,
+                                  grad_column_parts_ + n);
         });
-        int keys = key_count(), chunks = (keys + CHUNK - 1) / CHUNK, chunk = (keys + chunks - 1) / chunks;
-        for (int first = 0; first < keys; first += chunk) {
-            int count = std::min(chunk, keys - first);
-            scores(first, count);
-            weigh_and_differentiate(first, count);
-            accumulate(grad_values_ + first * plan_.e_padded, plan_.e_padded, Strided{scores_, GROUP, 1}, g_rows_,
+        for (int first = 0; first < key_count(); first += chunk()) {
+            int count = std::min(chunk(), key_count() - first);
+            differentiate_scores(first, count);
+            float *weights = scores_ + first * GROUP, *gradients = grad_scores_ + first * GROUP;
+            accumulate(grad_values_ + first * plan_.e_padded, plan_.e_padded, Strided{weights, GROUP, 1}, g_rows_,
                        plan_.e_padded, count, plan_.e_padded / LANES, lanes_);
-            accumulate(grad_keys_ + first * plan_.d_padded, plan_.d_padded, Strided{grad_scores_, GROUP, 1}, q_rows_,
+            accumulate(grad_keys_ + first * plan_.d_padded, plan_.d_padded, Strided{gradients, GROUP, 1}, q_rows_,
                        plan_.d_padded, count, plan_.d_padded / LANES, lanes_);
-            accumulate(grad_q_columns_, GROUP, Columns(key_rows(first)), grad_scores_, GROUP, plan_.d, lanes_ / LANES,
+            accumulate(grad_q_columns_, GROUP, Columns(key_rows(first)), gradients, GROUP, plan_.d, lanes_ / LANES,
                        count);
         }
     }
 
-    // scores_ become weights, grad_scores_ the gradients of the logits (both without 1 / sum).
-    void weigh_and_differentiate(int first, int count) {
+    // scores_ become weights, grad_scores_ the gradients of the weights; delta_ gathers their products. Taken from these
+    // very numbers, and not from the outputs, it cancels where one key has all the weight.
+    void differentiate_weights(int first, int count) {
+        float *scores = scores_ + first * GROUP, *gradients = grad_scores_ + first * GROUP;
+        make_scores<false>(scores, first, count, key_rows(first), q_columns_, plan_.d);
         Rows values = value_rows(first);
-        over_tiles(count, lanes_ / LANES, [&](auto tall, auto wide, int m, int n) {
-            Vec sums[tall.value][wide.value];
+        const float* g = g_columns_;
+        int depth = plan_.e;
+        over_tiles(count, lanes_ / LANES, [=](auto tall, auto wide, int m, int n) {
+            Vec sums[tall.value][wide.value] = {};
+            multiply_add(sums, values, m, g + n * LANES, GROUP, depth);
+            float* corner = gradients + m * GROUP + n * LANES;
 #pragma GCC unroll 12
             for (int i = 0; i < tall.value; i++)
 #pragma GCC unroll 4
-                for (int j = 0; j < wide.value; j++) sums[i][j] = -load(delta_ + (n + j) * LANES);
-            multiply_add(sums, values, m, g_columns_ + n * LANES, GROUP, plan_.e);
-#pragma GCC unroll 12
-            for (int i = 0; i < tall.value; i++)
-#pragma GCC unroll 4
-                for (int j = 0; j < wide.value; j++)
-                    store(grad_scores_ + (m + i) * GROUP + (n + j) * LANES, sums[i][j]);
+                for (int j = 0; j < wide.value; j++) store(corner + i * GROUP + j * LANES, sums[i][j]);
         });
         for (int n = 0; n < lanes_; n += LANES) {
-            Vec largest = load(largest_ + n);
-            for (int key = 0; key < count; key++) {
-                float *score = scores_ + key * GROUP + n, *gradient = grad_scores_ + key * GROUP + n;
-                Vec weight = exp2_of_nonpositive(load(score) - largest);
-                Vec product = weight * load(gradient);
-                store(score, weight), store(gradient, product);
-                float* row = grad_row_parts_ + (row_parts_of_[first + key] - row_parts_) + n;
-                float* column = grad_column_parts_ + (column_parts_of_[first + key] - column_parts_) + n;
+            Vec largest = load(largest_ + n), share = load(sum_ + n);
+            Vec delta = sum_over(count, [=](int key) {
+                int at = key * GROUP + n;
+                Vec weight = exp_of_nonpositive(load(scores + at) - largest) * share;
+                store(scores + at, weight);
+                return weight * load(gradients + at);
+            });
+            store(delta_ + n, load(delta_ + n) + delta);
+        }
+    }
+
+    // grad_scores_ become the gradients of the logits, and are added up by row and by column.
+    void differentiate_scores(int first, int count) {
+        for (int n = 0; n < lanes_; n += LANES) {
+            Vec delta = load(delta_ + n);
+            for (int key = first; key < first + count; key++) {
+                float* gradient = grad_scores_ + key * GROUP + n;
+                Vec product = load(scores_ + key * GROUP + n) * (load(gradient) - delta);
+                store(gradient, product);
+                float* row = grad_row_parts_ + (row_parts_of_[key] - row_parts_) + n;
+                float* column = grad_column_parts_ + (column_parts_of_[key] - column_parts_) + n;
                 store(row, load(row) + product), store(column, load(column) + product);
             }
         }
     }
 
     void differentiate_relative(int group) {
-        if (!table_h_) return;
+        if (!table_w_) return;
         differentiate_relative(table_h_, group, 0, grad_row_parts_, grad_pairs_h_);
         differentiate_relative(table_w_, group, plan_.first_w, grad_column_parts_, grad_pairs_w_);
     }
@@ -459,16 +536,15 @@ class Worker {
                 next, group,
                 [&](int, int64_t index, int64_t, int64_t) {
                     prefetch_row(static_cast<const Number*>(call_.grad_out) + index * plan_.e, plan_.e);
-                    prefetch_row(static_cast<const Number*>(call_.saved_out) + index * plan_.e, plan_.e);
                 },
                 [](int) {});
     }
 
-    // Adds the gradients of the window's keys and values to the maps; the queries were in units of log2.
+    // Adds the gradients of the window's keys and values to the maps.
     void add_grad_keys() const {
         each_key([&](int key, int64_t index) {
-            add_scaled_row(call_.grad_k + index * plan_.d, grad_keys_ + key * plan_.d_padded, plan_.d, LN2);
-            add_scaled_row(call_.grad_v + index * plan_.e, grad_values_ + key * plan_.e_padded, plan_.e, 1.0f);
+            add_row(call_.grad_k + index * plan_.d, grad_keys_ + key * plan_.d_padded, plan_.d);
+            add_row(call_.grad_v + index * plan_.e, grad_values_ + key * plan_.e_padded, plan_.e);
         });
     }
 
@@ -487,7 +563,7 @@ class Worker {
                     float* rows = by_row.data() + key;
                     for (int lane = 0; lane < lanes; lane++) rows[first_rows[lane]] += pairs[lane];
                 }
-                for (int row = 0; row < plan_.rows; row++) grad_table[row * table.channels() + c] += LN2 * by_row[row];
+                for (int row = 0; row < plan_.rows; row++) grad_table[row * table.channels() + c] += by_row[row];
             }
         }
     }
@@ -501,14 +577,14 @@ class Worker {
     std::vector<int> query_rows_, query_columns_;   // of a query within its block
     std::vector<const float*> row_parts_of_, column_parts_of_;  // the parts of a key's logit
     std::vector<const Number*> found_k_, found_v_;  // the window's keys and values on the maps; of head 0
-    std::vector<const float*> converted_k_, converted_v_;
+    std::vector<const float*> converted_k_, converted_v_, paired_k_;
     const float* const* k_rows_;  // the same in float32
     const float* const* v_rows_;
     int64_t first_k_ = 0, first_v_ = 0;  // where the head's channels begin
     // [key][channel] of the window, and [lane][channel] or [channel][lane] of the group
-    float *keys_, *values_, *q_rows_, *q_columns_, *out_rows_, *out_columns_, *g_rows_, *g_columns_;
+    float *keys_, *values_, *q_rows_, *q_pairs_, *q_columns_, *out_rows_, *out_columns_, *g_rows_, *g_columns_;
     float *row_parts_, *column_parts_;  // [key of the axis][lane]: the relative logits
-    float *scores_, *grad_scores_;      // [key of the chunk][lane]
+    float *scores_, *grad_scores_;      // [key][lane]: of a chunk forward, of the window backward
     float *largest_, *before_, *sum_, *delta_;  // [lane]
     float *grad_keys_, *grad_values_, *grad_q_columns_, *grad_row_parts_, *grad_column_parts_;
     float *grad_pairs_h_, *grad_pairs_w_;
@@ -545,7 +621,7 @@ void run_backward(const Call& call) {
     int64_t apart = (plan.side + call.block - 1) / call.block;
     int64_t parts_h = int64_t(plan.rows) * plan.d_h, parts_w = int64_t(plan.rows) * plan.d_w;
     int64_t tasks = call.batch * plan.blocks_h * call.heads;
-    std::vector<float> partial(table_h ? tasks * (parts_h + parts_w) : 0);
+    std::vector<float> partial(table_w ? tasks * (parts_h + parts_w) : 0);
 #pragma omp parallel num_threads(call.threads) if (call.threads > 1)
     {
         Worker<Number> worker(call, plan, table_h, table_w);
@@ -560,14 +636,14 @@ void run_backward(const Call& call) {
                 for (int64_t column = 0; column < plan.blocks_w; column++)
                     worker.backward({image, row, column, head},
                                     {image, row, std::min<int64_t>(column + 1, plan.blocks_w - 1), head});
-                if (!table_h) continue;
+                if (!table_w) continue;
                 int64_t index = (image * plan.blocks_h + row) * call.heads + head;
                 float* to = partial.data() + index * (parts_h + parts_w);
                 worker.write_tables(to, to + parts_h);
             }
         }
     }
-    if (!table_h) return;
+    if (!table_w) return;
     for (int64_t task = 0; task < tasks; task++) {
         const float* from = partial.data() + task * (parts_h + parts_w);
         for (int64_t i = 0; i < parts_h; i++) call.grad_table_h[i] += from[i];

@@ -21,8 +21,8 @@ struct Call {
     const void *q, *k, *v;
     const float *table_h, *table_w;  // null: content only
     void* out;                       // contiguous
-    float* statistics;               // per query and head: largest logit (log2), 1 / sum; null: not wanted
-    const void *grad_out, *saved_out;
+    float* statistics;               // per query and head: largest logit, 1 / sum; null: not wanted
+    const void* grad_out;
     void* grad_q;                    // contiguous, as the gradients below
     float *grad_k, *grad_v;          // zeros on entry
     float *grad_table_h, *grad_table_w;
@@ -151,13 +151,13 @@ struct Rectangle {
 
     static Vec sum(const Keys& keys, const float* parts, Vec largest) {
         Vec total{};
-        keys.each([&](int key) { total += exp2_of_nonpositive(load(parts + key * GROUP) - largest); });
+        keys.each([&](int key) { total += exp_of_nonpositive(load(parts + key * GROUP) - largest); });
         return total;
     }
 
     static void add(const Keys& keys, const float* parts, Vec largest, Vec factor, float* gradients) {
         keys.each([&](int key) {
-            Vec weight = exp2_of_nonpositive(load(parts + key * GROUP) - largest);
+            Vec weight = exp_of_nonpositive(load(parts + key * GROUP) - largest);
             store(gradients + key * GROUP, load(gradients + key * GROUP) + factor * weight);
         });
     }

@@ -38,7 +38,7 @@ class _Call(ctypes.Structure):
         *((name, ctypes.c_int64 * 4) for name in ("q_strides", "k_strides", "v_strides")),
         ("scale", ctypes.c_float),
         *((name, ctypes.c_void_p) for name in ("q", "k", "v", "table_h", "table_w", "out", "statistics")),
-        *((name, ctypes.c_void_p) for name in ("grad_out", "saved_out", "grad_q", "grad_k", "grad_v")),
+        *((name, ctypes.c_void_p) for name in ("grad_out", "grad_q", "grad_k", "grad_v")),
         *((name, ctypes.c_void_p) for name in ("grad_table_h", "grad_table_w")),
     )
 
@@ -95,7 +95,6 @@ def _forward_fake(q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Ten
 @torch.library.custom_op("parhelion::halo_attention_cpu_backward", mutates_args=(), device_types="cpu")
 def _backward(  # noqa: PLR0913  an operator's arguments are flat
     grad_out: Tensor,
-    out: Tensor,
     statistics: Tensor,
     q: Tensor,
     k: Tensor,
@@ -117,7 +116,7 @@ def _backward(  # noqa: PLR0913  an operator's arguments are flat
     # Windows overlap, so these are sums, and sums are taken in float32.
     grad_k, grad_v = (torch.zeros(tensor.shape, dtype=torch.float32) for tensor in (k, v))
     grad_h, grad_w = (torch.zeros(0 if table is None else table.shape) for table in (table_h, table_w))
-    tensors = {"table_h": table_h, "table_w": table_w, "statistics": statistics, "saved_out": out}
+    tensors = {"table_h": table_h, "table_w": table_w, "statistics": statistics}
     gradients = {"grad_out": grad_out.contiguous(), "grad_q": grad_q, "grad_k": grad_k, "grad_v": grad_v}
     to_tables = {"grad_table_h": grad_h, "grad_table_w": grad_w}
     call = _call(q, k, v, {**choices, "scale": scale}, {**tensors, **gradients, **to_tables})
@@ -128,7 +127,6 @@ def _backward(  # noqa: PLR0913  an operator's arguments are flat
 @_backward.register_fake
 def _backward_fake(
     grad_out: Tensor,
-    out: Tensor,
     statistics: Tensor,
     q: Tensor,
     k: Tensor,
@@ -145,7 +143,7 @@ def _backward_fake(
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.save_for_backward(*output, *inputs[:5])
+    ctx.save_for_backward(output[1], *inputs[:5])
     ctx.choices = inputs[5:]
 
 
