@@ -16,7 +16,7 @@ SOURCES = [
     "src/parhelion/native/level.cpp",
     *(f"src/parhelion/ops/{op}/cpu.cpp" for op in ("halo", "axial", "content")),
 ]
-HEADERS = ["src/parhelion/native/simd.h", "src/parhelion/native/tile.h", "src/parhelion/native/scratch.h"]
+HEADERS = [str(path) for path in Path("src/parhelion").rglob("*.h")]
 FLAGS = [
     "-std=c++17",
     "-O3",
@@ -71,7 +71,7 @@ setup(
         Extension(
             f"parhelion.native.kernels_{level}",
             sources=SOURCES,
-            depends=[*HEADERS, "src/parhelion/ops/halo/cpu.h"],
+            depends=HEADERS,
             include_dirs=["src/parhelion/native"],
             extra_compile_args=[*FLAGS, *flags],
             extra_link_args=["-fopenmp"],

@@ -1,4 +1,4 @@
-// What a thread needs to attend within one window: queries, keys and values in cache, relative logits, the border.
+// What a call asks for, and what follows from it: sizes, spelled-out tables, the keys outside the image.
 #pragma once
 
 #include <cmath>
@@ -50,6 +50,11 @@ struct Plan {
 
     // Queries of a group, rounded up to whole vectors.
     int lanes(int group) const { return std::min(GROUP, round_up(per_block - group * GROUP, LANES)); }
+};
+
+// Where a unit of work is.
+struct Place {
+    int64_t image, row, column, head;  // row and column of the block
 };
 
 // The part of a window, from `first` up to `last`, that lies on the image; one axis.

@@ -1,0 +1,161 @@
+// The forward pass of one window and head.
+#pragma once
+
+#include "window.h"
+
+namespace parhelion::halo {
+
+template <typename Number>
+class Forward : Window<Number> {
+   public:
+    using Window<Number>::Window;
+
+    // Takes scratch for any window of the call.
+    void prepare(Scratch& scratch) {
+        size_t pairs = CONVERTED ? (window_keys() / 2 + 1) * plan_.e_padded : 0;
+        Window<Number>::prepare(scratch, CHUNK, 3 * wide() + GROUP + pairs);
+        q_pairs_ = scratch.take(wide()), out_rows_ = scratch.take(wide()), out_columns_ = scratch.take(wide());
+        before_ = scratch.take(GROUP), value_pairs_ = scratch.take(pairs);
+        if (CONVERTED) paired_k_.resize(window_keys());
+    }
+
+    // Computes a place, while the rows of the one that comes next are on their way.
+    void run(const Place& place, const Place& next) {
+        this->enter(place, next);
+        if (paired())
+            pair_keys();
+        else
+            this->convert_keys();
+        for (int group = 0; group < plan_.groups; group++) {
+            this->read_queries(group);
+            if (paired()) pair_queries(group);
+            this->relative_logits(group);
+            attend();
+            write_out(group);
+        }
+    }
+
+   private:
+    using Base = Window<Number>;
+    using Base::call_, Base::plan_, Base::place_, Base::lanes_, Base::first_k_, Base::first_v_, Base::found_k_,
+        Base::found_v_, Base::q_columns_, Base::scores_, Base::largest_, Base::sum_, Base::CONVERTED, Base::chunk,
+        Base::key_count, Base::key_rows, Base::value_rows, Base::wide, Base::window_keys;
+
+    // Whether products are taken of pairs of bfloat16, where the processor has instructions for that. Neighbouring
+    // channels make the pairs of queries and keys, neighbouring keys those of weights and values.
+    bool paired() const { return CONVERTED && MULTIPLIES_PAIRS && plan_.d % 2 == 0; }
+
+    void pair_keys() {
+        const int32_t second = 0xffff0000;
+        int count = key_count();
+        for (int key = 0; key < count; key++)
+            paired_k_[key] = reinterpret_cast<const float*>(found_k_[key] + first_k_);
+        for (int key = 0; key < count; key += 2) {
+            const Number *a = found_v_[key] + first_v_, *b = found_v_[std::min(key + 1, count - 1)] + first_v_;
+            float* pairs = value_pairs_ + key / 2 * plan_.e_padded;
+            Ints keep = Ints{} + (key + 1 < count ? second : 0);
+            for (int c = 0; c < plan_.e; c += LANES) {
+                int width = std::min(LANES, plan_.e - c);
+                Ints low = (Ints)(width < LANES ? load_part(a + c, width) : load(a + c));
+                Ints high = (Ints)(width < LANES ? load_part(b + c, width) : load(b + c));
+                store(pairs + c, (Vec)(((low >> 16) & 0xffff) | (high & keep)));
+            }
+        }
+    }
+
+    void pair_queries(int group) {
+        const Number* q = static_cast<const Number*>(call_.q) + place_.image * call_.q_strides[0] +
+                          place_.head * call_.q_strides[3];
+        int pairs = plan_.d / 2, padded = round_up(pairs, LANES);
+        this->each_query(
+            place_, group,
+            [&](int lane, int64_t, int64_t row, int64_t column) {
+                const Number* from = q + row * call_.q_strides[1] + column * call_.q_strides[2];
+                std::memcpy(out_rows_ + lane * padded, from, plan_.d * sizeof(Number));
+            },
+            [&](int lane) { std::fill_n(out_rows_ + lane * padded, padded, 0.0f); });
+        transpose(q_pairs_, GROUP, out_rows_, padded, lanes_, padded, lanes_, pairs);
+    }
+
+    // The softmax over chunks of keys, rescaling what was summed whenever a larger logit turns up.
+    void attend() {
+        std::fill_n(out_columns_, plan_.e_padded * GROUP, 0.0f);
+        std::fill_n(largest_, GROUP, -INFINITY), std::fill_n(sum_, GROUP, 0.0f);
+        this->each_outside([&](const Rectangle& outside, int n) {
+            Vec largest = maximum(load(largest_ + n), outside.largest_logit());
+            Vec before = load(sum_ + n) * exp_of_nonpositive(load(largest_ + n) - largest);
+            Vec mass = outside.row_sum * outside.column_sum;
+            store(sum_ + n, before + mass * exp_of_nonpositive(outside.largest_logit() - largest));
+            store(largest_ + n, largest);
+        });
+        for (int first = 0; first < key_count(); first += chunk()) {
+            int count = std::min(chunk(), key_count() - first);
+            std::copy_n(largest_, GROUP, before_);
+            if (paired()) {
+                this->template make_scores<true>(scores_, first, count, RowsOfPairs{paired_k_.data() + first, 0}, q_pairs_, plan_.d / 2);
+                weigh<true>(count);
+                accumulate(out_columns_, GROUP, StridedPairs{value_pairs_ + first / 2 * plan_.e_padded, 1, plan_.e_padded},
+                           scores_, GROUP, plan_.e, lanes_ / LANES, (count + 1) / 2);
+                continue;
+            }
+            this->template make_scores<true>(scores_, first, count, key_rows(first), q_columns_, plan_.d);
+            weigh<false>(count);
+            accumulate(out_columns_, GROUP, Columns(value_rows(first)), scores_, GROUP, plan_.e, lanes_ / LANES, count);
+        }
+    }
+
+    // Turns scores into weights of the softmax so far, or into pairs of weights.
+    template <bool PAIRS>
+    void weigh(int count) {
+        for (int n = 0; n < lanes_; n += LANES) {
+            Vec before = load(before_ + n), largest = load(largest_ + n);
+            Vec shrink = exp_of_nonpositive(before - largest);
+            float* scores = scores_ + n;
+            auto weight = [=](int key) { return exp_of_nonpositive(load(scores + key * GROUP) - largest); };
+            Vec sum = sum_over(PAIRS ? (count + 1) / 2 : count, [=](int index) {
+                if constexpr (PAIRS) {
+                    int key = 2 * index;
+                    Vec first = weight(key), second = key + 1 < count ? weight(key + 1) : Vec{};
+                    store(scores + index * GROUP, pairs_of(first, second));
+                    return first + second;
+                } else {
+                    Vec one = weight(index);
+                    store(scores + index * GROUP, one);
+                    return one;
+                }
+            });
+            for (int c = 0; c < plan_.e; c++) {
+                float* out = out_columns_ + c * GROUP + n;
+                store(out, load(out) * shrink);
+            }
+            store(sum_ + n, load(sum_ + n) * shrink + sum);
+        }
+    }
+
+    void write_out(int group) {
+        for (int n = 0; n < lanes_; n += LANES) {
+            Vec share = 1.0f / load(sum_ + n);
+            for (int c = 0; c < plan_.e; c++) {
+                float* out = out_columns_ + c * GROUP + n;
+                store(out, load(out) * share);
+            }
+            store(sum_ + n, share);
+        }
+        transpose(out_rows_, plan_.e_padded, out_columns_, GROUP, plan_.e_padded, lanes_);
+        Number* out = static_cast<Number*>(call_.out);
+        this->each_query(
+            place_, group,
+            [&](int lane, int64_t index, int64_t, int64_t) {
+                write_row(out + index * plan_.e, out_rows_ + lane * plan_.e_padded, plan_.e);
+                if (!call_.statistics) return;
+                call_.statistics[2 * index] = largest_[lane], call_.statistics[2 * index + 1] = sum_[lane];
+            },
+            [](int) {});
+    }
+
+    std::vector<const float*> paired_k_;
+    float *q_pairs_, *value_pairs_;                     // [pair of channels][lane], [pair of keys][channel]
+    float *out_rows_, *out_columns_, *before_;          // [lane][channel], [channel][lane], [lane]
+};
+
+}  // namespace parhelion::halo
