@@ -127,7 +127,13 @@ struct HaloLoops {
     Reals out, q, k, v, table_h, table_w;  // the output and the gradients
 
     HaloLoops(const Sizes& s, const HaloInputs& in)
-        : s(s), in(in), out(in.g.size()), q(in.q.size()), k(in.k.size()), v(in.v.size()), table_h(in.table_h.size()),
+        : s(s),
+          in(in),
+          out(in.g.size()),
+          q(in.q.size()),
+          k(in.k.size()),
+          v(in.v.size()),
+          table_h(in.table_h.size()),
           table_w(in.table_w.size()) {
         for (int64_t query = 0; query < s.queries(); query++) {
             std::vector<Pair> pairs = attend(query);
@@ -135,7 +141,7 @@ struct HaloLoops {
         }
     }
 
-   private:
+ private:
     struct Pair {
         int64_t key, at_h, at_w;  // key: -1 outside the image; numbers before the rows of the tables
         double weight, slope;

@@ -8,7 +8,7 @@
 namespace parhelion {
 
 class Scratch {
-   public:
+ public:
     ~Scratch() { std::free(memory_); }
 
     // Forgets what was handed out and makes room for `floats` numbers in all, in pieces aligned to 64 bytes.
@@ -30,7 +30,7 @@ class Scratch {
         return piece;
     }
 
-   private:
+ private:
     void* memory_ = nullptr;
     size_t size_ = 0, used_ = 0;
 };

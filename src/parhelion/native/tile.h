@@ -192,8 +192,8 @@ __attribute__((noinline)) inline void contract(Vectors result, Vectors left, Vec
         });
 }
 
-// One LANES x LANES block, turned over in registers. Where only the first half of its columns matters (NARROW), or of its
-// rows (FLAT), half of the work is left out: the second half of the result's rows, or columns, is not made.
+// One LANES x LANES block, turned over in registers. Where only the first half of its columns matters (NARROW), or of
+// its rows (FLAT), half of the work is left out: the second half of the result's rows, or columns, is not made.
 template <bool NARROW, bool FLAT>
 inline void transpose_block(float* to, long to_pitch, const float* from, long from_pitch) {
     constexpr int HALF = LANES / 2;

@@ -19,7 +19,7 @@ struct Call {
     const float* table;  // 2 length - 1 rows: offsets -(length - 1) to length - 1
     const void* plus;    // laid out as `out`: what is added to it; null: nothing
     void* out;
-    const void* grad_out;  // laid out as `out`
+    const void* grad_out;   // laid out as `out`
     void *grad_q, *grad_v;  // grad_v is laid out as `out`
     float* grad_table;      // zeros on entry
 };
@@ -30,7 +30,7 @@ constexpr int QUERIES = 4;
 
 template <typename Number>
 class Worker {
-   public:
+ public:
     explicit Worker(const Call& call) : call_(call) {
         length_ = call.length, d_ = call.d, e_ = call.e;
         d_padded_ = round_up(d_, LANES), e_padded_ = round_up(e_, LANES);
@@ -87,7 +87,7 @@ class Worker {
             std::copy_n(grad_table_ + row * d_padded_, d_, grad_table + row * d_);
     }
 
-   private:
+ private:
     int64_t units_per_image() const { return (call_.lines * call_.heads + LANES - 1) / LANES; }
 
     void enter(int64_t unit) {
@@ -143,8 +143,8 @@ class Worker {
 
     // From the gradients of one query's logits to those of the query and of the table.
     void differentiate_logits(int query, const float* grad_logits) {
-        accumulate(grad_q_ + query * d_padded_ * LANES, LANES, Strided{offsets(query), 1, d_}, grad_logits, LANES, d_, 1,
-                   length_);
+        accumulate(grad_q_ + query * d_padded_ * LANES, LANES, Strided{offsets(query), 1, d_}, grad_logits, LANES, d_,
+                   1, length_);
         accumulate(grad_table_ + (length_ - 1 - query) * d_padded_, d_padded_, Strided{grad_logits, LANES, 1},
                    q_rows_ + query * d_padded_ * LANES, d_padded_, length_, d_padded_ / LANES, LANES);
     }
@@ -198,10 +198,10 @@ void run_backward(const Call& call) {
 }  // namespace parhelion::axial
 
 // What Python calls: parhelion_axial_{forward,backward}_{float32,bfloat16}.
-#define EXPORT(direction, dtype, Number)                                                                 \
-    extern "C" __attribute__((visibility("default"))) void parhelion_axial_##direction##_##dtype(         \
-        const parhelion::axial::Call* call) {                                                             \
-        parhelion::axial::run_##direction<Number>(*call);                                                 \
+#define EXPORT(direction, dtype, Number)                                                          \
+    extern "C" __attribute__((visibility("default"))) void parhelion_axial_##direction##_##dtype( \
+        const parhelion::axial::Call* call) {                                                     \
+        parhelion::axial::run_##direction<Number>(*call);                                         \
     }
 EXPORT(forward, float32, float)
 EXPORT(backward, float32, float)

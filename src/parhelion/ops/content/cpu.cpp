@@ -29,7 +29,7 @@ constexpr int AHEAD = 32;  // pixels between the row that is read and the one th
 
 template <typename Number>
 class Worker {
-   public:
+ public:
     explicit Worker(const Call& call) : call_(call), d_(call.d), e_(call.e) {
         d_padded_ = round_up(d_, LANES), e_padded_ = round_up(e_, LANES);
     }
@@ -75,7 +75,7 @@ class Worker {
         }
     }
 
-   private:
+ private:
     int64_t image() const { return unit_ / call_.heads; }
     int64_t head() const { return unit_ % call_.heads; }
 
@@ -85,17 +85,15 @@ class Worker {
     }
 
     void read(float* to, const void* from, const int64_t* strides, int channels, int padded, int count) const {
-        const Number* row = static_cast<const Number*>(from) + image() * strides[0] + first_ * strides[1] +
-                            head() * strides[2];
+        const Number* row =
+            static_cast<const Number*>(from) + image() * strides[0] + first_ * strides[1] + head() * strides[2];
         for (int pixel = 0; pixel < count; pixel++) {
             prefetch_row(row + (pixel + AHEAD) * strides[1], channels);
             read_row(to + pixel * padded, row + pixel * strides[1], channels, padded);
         }
     }
 
-    int64_t at(int channels) const {
-        return ((image() * call_.pixels + first_) * call_.heads + head()) * channels;
-    }
+    int64_t at(int channels) const { return ((image() * call_.pixels + first_) * call_.heads + head()) * channels; }
 
     void read_gradient(int count) const {
         const Number* row = static_cast<const Number*>(call_.grad_out) + at(e_);
@@ -181,7 +179,8 @@ class Worker {
             int count = enter(first);
             read(q_, call_.q, call_.q_strides, d_, d_padded_, count);
             read_gradient(count);
-            accumulate(grad_summary_, e_padded_, Strided{q_, 1, d_padded_}, g_, e_padded_, d_, e_padded_ / LANES, count);
+            accumulate(grad_summary_, e_padded_, Strided{q_, 1, d_padded_}, g_, e_padded_, d_, e_padded_ / LANES,
+                       count);
         }
         std::fill_n(grad_turned_, d_padded_ * e_padded_, 0.0f);
         std::fill_n(delta_, d_padded_, 0.0f);
@@ -209,10 +208,10 @@ class Worker {
     const Call& call_;
     int d_, e_, d_padded_, e_padded_;
     int64_t unit_ = 0, first_ = 0;
-    float *q_, *k_, *v_, *g_, *grad_q_, *grad_k_, *result_;             // [pixel][channel]
-    float *summary_, *grad_summary_;                                    // [channel of k][channel of v]
-    float *turned_, *grad_turned_;                                      // [channel of v][channel of k]
-    float *largest_, *sum_, *shrink_, *delta_;                          // [channel of k]
+    float *q_, *k_, *v_, *g_, *grad_q_, *grad_k_, *result_;  // [pixel][channel]
+    float *summary_, *grad_summary_;                         // [channel of k][channel of v]
+    float *turned_, *grad_turned_;                           // [channel of v][channel of k]
+    float *largest_, *sum_, *shrink_, *delta_;               // [channel of k]
 };
 
 thread_local Scratch scratch;
@@ -242,10 +241,10 @@ void run_backward(const Call& call) {
 }  // namespace parhelion::content
 
 // What Python calls: parhelion_content_{forward,backward}_{float32,bfloat16}.
-#define EXPORT(direction, dtype, Number)                                                                 \
-    extern "C" __attribute__((visibility("default"))) void parhelion_content_##direction##_##dtype(         \
-        const parhelion::content::Call* call) {                                                             \
-        parhelion::content::run_##direction<Number>(*call);                                                 \
+#define EXPORT(direction, dtype, Number)                                                            \
+    extern "C" __attribute__((visibility("default"))) void parhelion_content_##direction##_##dtype( \
+        const parhelion::content::Call* call) {                                                     \
+        parhelion::content::run_##direction<Number>(*call);                                         \
     }
 EXPORT(forward, float32, float)
 EXPORT(backward, float32, float)

@@ -7,7 +7,7 @@ namespace parhelion::halo {
 
 template <typename Number>
 class Backward : Window<Number> {
-   public:
+ public:
     using Window<Number>::Window;
 
     // Takes scratch for any window of the call.
@@ -52,12 +52,12 @@ class Backward : Window<Number> {
         gather(table_w_, grad_pairs_w_, grad_w);
     }
 
-   private:
+ private:
     using Base = Window<Number>;
     using Base::call_, Base::plan_, Base::table_h_, Base::table_w_, Base::place_, Base::height_, Base::width_,
-        Base::lanes_, Base::row_parts_, Base::column_parts_, Base::row_parts_of_, Base::column_parts_of_,
-        Base::q_rows_, Base::q_columns_, Base::scores_, Base::largest_, Base::sum_, Base::chunk, Base::key_count,
-        Base::key_rows, Base::value_rows, Base::wide, Base::window_keys;
+        Base::lanes_, Base::row_parts_, Base::column_parts_, Base::row_parts_of_, Base::column_parts_of_, Base::q_rows_,
+        Base::q_columns_, Base::scores_, Base::largest_, Base::sum_, Base::chunk, Base::key_count, Base::key_rows,
+        Base::value_rows, Base::wide, Base::window_keys;
 
     // The gradients of the outputs, as rows and as columns, and what is known of the softmax.
     void read_gradients(int group) {
@@ -83,8 +83,8 @@ class Backward : Window<Number> {
         for (int first = 0; first < key_count(); first += chunk())
             differentiate_weights(first, std::min(chunk(), key_count() - first));
         this->each_outside([&](const Rectangle& outside, int n) {
-            Vec factor = -load(delta_ + n) * load(sum_ + n) *
-                         exp_of_nonpositive(outside.largest_logit() - load(largest_ + n));
+            Vec factor =
+                -load(delta_ + n) * load(sum_ + n) * exp_of_nonpositive(outside.largest_logit() - load(largest_ + n));
             outside.add_gradients(factor, row_parts_ + n, grad_row_parts_ + n, column_parts_ + n,
                                   grad_column_parts_ + n);
         });
@@ -101,8 +101,8 @@ class Backward : Window<Number> {
         }
     }
 
-    // scores_ become weights, grad_scores_ the gradients of the weights; delta_ gathers their products. Taken from these
-    // very numbers, and not from the outputs, it cancels where one key has all the weight.
+    // scores_ become weights, grad_scores_ the gradients of the weights; delta_ gathers their products. Taken from
+    // these very numbers, and not from the outputs, it cancels where one key has all the weight.
     void differentiate_weights(int first, int count) {
         float *scores = scores_ + first * GROUP, *gradients = grad_scores_ + first * GROUP;
         this->template make_scores<false>(scores, first, count, key_rows(first), q_columns_, plan_.d);

@@ -54,7 +54,7 @@ void run_backward(const Call& call) {
                 backward.clear_tables();
                 for (int64_t column = 0; column < plan.blocks_w; column++)
                     backward.run({image, row, column, head},
-                                    {image, row, std::min<int64_t>(column + 1, plan.blocks_w - 1), head});
+                                 {image, row, std::min<int64_t>(column + 1, plan.blocks_w - 1), head});
                 if (!table_w) continue;
                 int64_t index = (image * plan.blocks_h + row) * call.heads + head;
                 float* to = partial.data() + index * (parts_h + parts_w);
@@ -74,10 +74,10 @@ void run_backward(const Call& call) {
 }  // namespace parhelion::halo
 
 // What Python calls: parhelion_halo_{forward,backward}_{float32,bfloat16}.
-#define EXPORT(direction, dtype, Number)                                                                 \
-    extern "C" __attribute__((visibility("default"))) void parhelion_halo_##direction##_##dtype(         \
-        const parhelion::halo::Call* call) {                                                             \
-        parhelion::halo::run_##direction<Number>(*call);                                                 \
+#define EXPORT(direction, dtype, Number)                                                         \
+    extern "C" __attribute__((visibility("default"))) void parhelion_halo_##direction##_##dtype( \
+        const parhelion::halo::Call* call) {                                                     \
+        parhelion::halo::run_##direction<Number>(*call);                                         \
     }
 EXPORT(forward, float32, float)
 EXPORT(backward, float32, float)

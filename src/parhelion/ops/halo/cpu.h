@@ -23,8 +23,8 @@ struct Call {
     void* out;                       // contiguous
     float* statistics;               // per query and head: largest logit, 1 / sum; null: not wanted
     const void* grad_out;
-    void* grad_q;                    // contiguous, as the gradients below
-    float *grad_k, *grad_v;          // zeros on entry
+    void* grad_q;            // contiguous, as the gradients below
+    float *grad_k, *grad_v;  // zeros on entry
     float *grad_table_h, *grad_table_w;
 };
 
@@ -71,7 +71,7 @@ struct Span {
 // A relative table with the embedding of every (key, query) pair of an axis spelled out, so that logits are products
 // of whole vectors: [group][key][channel][lane].
 class PairTable {
-   public:
+ public:
     PairTable(const Call& call, const Plan& plan, const float* table, int channels, bool vertical)
         : plan_(plan), channels_(channels), vertical_(vertical), call_(call) {
         if (!table) return;
@@ -99,7 +99,7 @@ class PairTable {
         return key - int(call_.step) * index + int(call_.block) - 1;
     }
 
-   private:
+ private:
     const Plan& plan_;
     int channels_;
     bool vertical_;
@@ -147,7 +147,7 @@ struct Rectangle {
         add(columns, column_parts, largest_column, factor * row_sum, grad_columns);
     }
 
-   private:
+ private:
     static Vec largest(const Keys& keys, const float* parts) {
         Vec most = broadcast(-INFINITY);
         keys.each([&](int key) { most = maximum(most, load(parts + key * GROUP)); });

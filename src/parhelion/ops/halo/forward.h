@@ -7,7 +7,7 @@ namespace parhelion::halo {
 
 template <typename Number>
 class Forward : Window<Number> {
-   public:
+ public:
     using Window<Number>::Window;
 
     // Takes scratch for any window of the call.
@@ -35,7 +35,7 @@ class Forward : Window<Number> {
         }
     }
 
-   private:
+ private:
     using Base = Window<Number>;
     using Base::call_, Base::plan_, Base::place_, Base::lanes_, Base::first_k_, Base::first_v_, Base::found_k_,
         Base::found_v_, Base::q_columns_, Base::scores_, Base::largest_, Base::sum_, Base::CONVERTED, Base::chunk,
@@ -48,8 +48,7 @@ class Forward : Window<Number> {
     void pair_keys() {
         const int32_t second = 0xffff0000;
         int count = key_count();
-        for (int key = 0; key < count; key++)
-            paired_k_[key] = reinterpret_cast<const float*>(found_k_[key] + first_k_);
+        for (int key = 0; key < count; key++) paired_k_[key] = reinterpret_cast<const float*>(found_k_[key] + first_k_);
         for (int key = 0; key < count; key += 2) {
             const Number *a = found_v_[key] + first_v_, *b = found_v_[std::min(key + 1, count - 1)] + first_v_;
             float* pairs = value_pairs_ + key / 2 * plan_.e_padded;
@@ -64,8 +63,8 @@ class Forward : Window<Number> {
     }
 
     void pair_queries(int group) {
-        const Number* q = static_cast<const Number*>(call_.q) + place_.image * call_.q_strides[0] +
-                          place_.head * call_.q_strides[3];
+        const Number* q =
+            static_cast<const Number*>(call_.q) + place_.image * call_.q_strides[0] + place_.head * call_.q_strides[3];
         int pairs = plan_.d / 2, padded = round_up(pairs, LANES);
         this->each_query(
             place_, group,
@@ -92,10 +91,12 @@ class Forward : Window<Number> {
             int count = std::min(chunk(), key_count() - first);
             std::copy_n(largest_, GROUP, before_);
             if (paired()) {
-                this->template make_scores<true>(scores_, first, count, RowsOfPairs{paired_k_.data() + first, 0}, q_pairs_, plan_.d / 2);
+                this->template make_scores<true>(scores_, first, count, RowsOfPairs{paired_k_.data() + first, 0},
+                                                 q_pairs_, plan_.d / 2);
                 weigh<true>(count);
-                accumulate(out_columns_, GROUP, StridedPairs{value_pairs_ + first / 2 * plan_.e_padded, 1, plan_.e_padded},
-                           scores_, GROUP, plan_.e, lanes_ / LANES, (count + 1) / 2);
+                accumulate(out_columns_, GROUP,
+                           StridedPairs{value_pairs_ + first / 2 * plan_.e_padded, 1, plan_.e_padded}, scores_, GROUP,
+                           plan_.e, lanes_ / LANES, (count + 1) / 2);
                 continue;
             }
             this->template make_scores<true>(scores_, first, count, key_rows(first), q_columns_, plan_.d);
@@ -154,8 +155,8 @@ class Forward : Window<Number> {
     }
 
     std::vector<const float*> paired_k_;
-    float *q_pairs_, *value_pairs_;                     // [pair of channels][lane], [pair of keys][channel]
-    float *out_rows_, *out_columns_, *before_;          // [lane][channel], [channel][lane], [lane]
+    float *q_pairs_, *value_pairs_;             // [pair of channels][lane], [pair of keys][channel]
+    float *out_rows_, *out_columns_, *before_;  // [lane][channel], [channel][lane], [lane]
 };
 
 }  // namespace parhelion::halo

@@ -9,11 +9,11 @@ namespace parhelion::halo {
 
 template <typename Number>
 class Window {
-   public:
+ public:
     Window(const Call& call, const Plan& plan, const PairTable& table_h, const PairTable& table_w)
         : call_(call), plan_(plan), table_h_(table_h), table_w_(table_w) {}
 
-   protected:
+ protected:
     static constexpr bool CONVERTED = !std::is_same_v<Number, float>;
 
     // Takes scratch for any window of the call, with scores for `score_keys` keys, and room for `more` numbers.
@@ -123,8 +123,8 @@ class Window {
             int64_t row = place.row * plan_.per_axis + query_rows_[query];
             int64_t column = place.column * plan_.per_axis + query_columns_[query];
             if (row < call_.query_h && column < call_.query_w)
-                f(lane, ((place.image * call_.query_h + row) * call_.query_w + column) * call_.heads + place.head,
-                  row, column);
+                f(lane, ((place.image * call_.query_h + row) * call_.query_w + column) * call_.heads + place.head, row,
+                  column);
             else
                 absent(lane);
         }
@@ -133,8 +133,8 @@ class Window {
     // The queries of a group, scaled, as rows and as columns; lanes without a query are zero.
     void read_queries(int group) {
         lanes_ = plan_.lanes(group);
-        const Number* q = static_cast<const Number*>(call_.q) + place_.image * call_.q_strides[0] +
-                          place_.head * call_.q_strides[3];
+        const Number* q =
+            static_cast<const Number*>(call_.q) + place_.image * call_.q_strides[0] + place_.head * call_.q_strides[3];
         each_query(
             place_, group,
             [&](int lane, int64_t, int64_t row, int64_t column) {
@@ -156,8 +156,7 @@ class Window {
             const float* pairs = table.at(group, key);
             for (int n = 0; n < lanes_; n += LANES) {
                 Vec sum{};
-                for (int c = 0; c < table.channels(); c++)
-                    sum += load(q + c * GROUP + n) * load(pairs + c * GROUP + n);
+                for (int c = 0; c < table.channels(); c++) sum += load(q + c * GROUP + n) * load(pairs + c * GROUP + n);
                 store(parts + key * GROUP + n, sum);
             }
         }
@@ -181,7 +180,8 @@ class Window {
         // Pairs of queries are as they came; other queries were scaled on reading.
         constexpr bool SCALED = !std::is_same_v<Keys, RowsOfPairs>;
         float factor = call_.scale;
-        const float *const *row_parts = row_parts_of_.data() + first, *const *column_parts = column_parts_of_.data() + first;
+        const float *const *row_parts = row_parts_of_.data() + first, *const *column_parts =
+                                                                          column_parts_of_.data() + first;
         float* largest = largest_;
         over_tiles(count, lanes_ / LANES, [=](auto tall, auto wide, int m, int n) {
             Vec sums[tall.value][wide.value] = {};
