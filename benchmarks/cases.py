@@ -18,7 +18,7 @@ from parhelion.evaluate.speed import Candidate, Precision
 Rows = Mapping[str, Mapping[str, Any]]
 
 OURS, CONVOLUTION = "parhelion", "3x3 convolution"
-LAYER_ROUNDS, NETWORK_ROUNDS = 30, 9
+LAYER_ROUNDS, NETWORK_ROUNDS = 25, 5
 MAP_SIDES = (32, 64, 128, 256)  # of the first stage, for images of 128, 256, 512 and 1024 px
 MAP_PIXELS = 65536  # in a batch, whatever the side
 

@@ -126,8 +126,8 @@ def operator_calls() -> dict[str, tuple[Any, tuple[Any, ...]]]:
     operators = torch.ops.parhelion
     q, k, v, table_h, table_w, towards = halo(6, 10, 4, 1).tensors(torch.float32)
     choices = (4, 1, 1, 1, False, False, 0.7)
-    out, statistics = operators.halo_attention_cpu(q, k, v, table_h, table_w, *choices)
-    without = operators.halo_attention_cpu(q, k, v, None, None, *choices)
+    statistics = operators.halo_attention_cpu(q, k, v, table_h, table_w, *choices)[1]
+    without = operators.halo_attention_cpu(q, k, v, None, None, *choices)[1]
     pixels, line = content(6, 10).tensors(torch.float32), axial(6, 10, "h").tensors(torch.float32)
     saved = operators.content_attention_cpu(*pixels[:3])[1:]
     return {
@@ -135,11 +135,11 @@ def operator_calls() -> dict[str, tuple[Any, tuple[Any, ...]]]:
         "halo without tables": (operators.halo_attention_cpu, (q, k, v, None, None, *choices)),
         "halo backward": (
             operators.halo_attention_cpu_backward,
-            (towards, out, statistics, q, k, v, table_h, table_w, *choices),
+            (towards, statistics, q, k, v, table_h, table_w, *choices),
         ),
         "halo backward without tables": (
             operators.halo_attention_cpu_backward,
-            (towards, *without, q, k, v, None, None, *choices),
+            (towards, without, q, k, v, None, None, *choices),
         ),
         "content": (operators.content_attention_cpu, tuple(pixels[:3])),
         "content backward": (operators.content_attention_cpu_backward, (pixels[3], *saved, *pixels[:3])),
