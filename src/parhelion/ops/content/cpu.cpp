@@ -218,11 +218,13 @@ thread_local Scratch scratch;
 
 template <typename Number, typename F>
 void each_unit(const Call& call, F&& f) {
+    // Heads of an image share cache lines, so one thread takes them all if there are images enough.
+    int64_t chunk = call.batch >= 2 * call.threads ? call.heads : 1;
 #pragma omp parallel num_threads(call.threads) if (call.threads > 1)
     {
         Worker<Number> worker(call);
         worker.prepare(scratch);
-#pragma omp for schedule(dynamic, 1)
+#pragma omp for schedule(dynamic, chunk)
         for (int64_t unit = 0; unit < call.batch * call.heads; unit++) f(worker, unit);
     }
 }

@@ -11,11 +11,16 @@ namespace {
 
 thread_local Scratch scratch;
 
+// How many units a thread takes at once: all heads of a place, since they share cache lines, if there are places
+// enough.
+int64_t chunk_of(int64_t units, const Call& call) { return units / call.heads >= 2 * call.threads ? call.heads : 1; }
+
 template <typename Number>
 void run_forward(const Call& call) {
     Plan plan(call);
     PairTable table_h(call, plan, call.table_h, plan.d_h, true), table_w(call, plan, call.table_w, plan.d_w, false);
     int64_t units = call.batch * plan.blocks_h * plan.blocks_w * call.heads;
+    int64_t chunk = chunk_of(units, call);
     auto place_of = [&](int64_t unit) -> Place {
         int64_t block = unit / call.heads, row = block / plan.blocks_w;
         return {row / plan.blocks_h, row % plan.blocks_h, block % plan.blocks_w, unit % call.heads};
@@ -24,9 +29,11 @@ void run_forward(const Call& call) {
     {
         Forward<Number> forward(call, plan, table_h, table_w);
         forward.prepare(scratch);
-#pragma omp for schedule(dynamic, 1)
+#pragma omp for schedule(dynamic, chunk)
         for (int64_t unit = 0; unit < units; unit++) {
-            forward.run(place_of(unit), place_of(std::min(unit + call.threads, units - 1)));
+            // A guess at the end of a chunk: threads take chunks in turns.
+            int64_t next = (unit + 1) % chunk ? unit + 1 : unit + 1 + (call.threads - 1) * chunk;
+            forward.run(place_of(unit), place_of(std::min(next, units - 1)));
         }
     }
 }
@@ -47,8 +54,9 @@ void run_backward(const Call& call) {
         backward.prepare(scratch);
         for (int64_t kind = 0; kind < std::min<int64_t>(apart, plan.blocks_h); kind++) {
             int64_t rows = (plan.blocks_h - kind + apart - 1) / apart;
-#pragma omp for schedule(dynamic, 1)
-            for (int64_t task = 0; task < call.batch * rows * call.heads; task++) {
+            int64_t units = call.batch * rows * call.heads, chunk = chunk_of(units, call);
+#pragma omp for schedule(dynamic, chunk)
+            for (int64_t task = 0; task < units; task++) {
                 int64_t head = task % call.heads, row = kind + task / call.heads % rows * apart;
                 int64_t image = task / call.heads / rows;
                 backward.clear_tables();
