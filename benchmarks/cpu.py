@@ -2,6 +2,7 @@
 
     python benchmarks/cpu.py                        # everything, into benchmarks/results/cpu.json and .png
     python benchmarks/cpu.py --only 'gsa-module*'   # some cases, to the terminal
+    python benchmarks/cpu.py --eager                # without what torch.compile takes minutes for
     python benchmarks/cpu.py --quick                # two rounds, nothing compiled, no memory: does it all run?
 
 Then `python benchmarks/table.py benchmarks/results/cpu.json` puts the table into README.md. Exit code 1 where a
@@ -41,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         torch.set_num_threads(chosen.threads)
     measured, wrong = [], []
     for case in cases:
-        row = measured_case(case, quick=chosen.quick, wrong=wrong)
+        row = measured_case(case, quick=chosen.quick, eager=chosen.eager or chosen.quick, wrong=wrong)
         measured.append(row)
         print("\n".join(case_lines(row)), flush=True)
         if out is not None:
@@ -61,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", default="*", metavar="PATTERN", help="cases to measure, with * and ? as in a shell")
     parser.add_argument("--quick", action="store_true", help="two rounds, nothing compiled, no memory")
+    parser.add_argument("--eager", action="store_true", help="nothing compiled, which takes minutes a network")
     parser.add_argument("--threads", type=int, help="threads of the CPU; PyTorch's own choice if not given")
     parser.add_argument(
         "--out",
@@ -71,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def measured_case(case: Case, *, quick: bool, wrong: list[str]) -> dict[str, Any]:
+def measured_case(case: Case, *, quick: bool, eager: bool, wrong: list[str]) -> dict[str, Any]:
     """`case` as JSON: rows, what was left out and why, and what its targets reached.
 
     Sentences about candidates with wrong numbers are added to `wrong`.
@@ -81,8 +83,8 @@ def measured_case(case: Case, *, quick: bool, wrong: list[str]) -> dict[str, Any
     left_out: dict[str, str] = {}
     for candidate in case.candidates:
         reason = candidate.why_not()
-        if reason is None and quick and getattr(candidate, "compiled", False):
-            reason = "left out by --quick"
+        if reason is None and eager and getattr(candidate, "compiled", False):
+            reason = "left out, since only eager candidates were asked for"
         if reason is None:
             say(f"{case.name}: checking {candidate.name}")
             try:
