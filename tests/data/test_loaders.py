@@ -3,7 +3,7 @@ import random
 import re
 import signal
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -200,6 +200,15 @@ class InterruptHandler(Numbered):
         return image, int(signal.getsignal(signal.SIGINT) is signal.SIG_IGN), name
 
 
+@pytest.fixture
+def ctrl_c_heard() -> Iterator[None]:
+    """Hear Ctrl-C, even where the tests were started in the background, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c_heard")
 def test_workers_leave_ctrl_c_to_the_main_process() -> None:
     for workers, ignored in ((2, 1), (0, 0)):
         loader = make_loader(InterruptHandler(4), EVALUATE, batch=2, train=False, workers=workers)
