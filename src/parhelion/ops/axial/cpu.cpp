@@ -170,6 +170,7 @@ template <typename Number>
 void run_forward(const Call& call) {
 #pragma omp parallel num_threads(call.threads) if (call.threads > 1)
     {
+        TinyIsZero tiny_is_zero;
         Worker<Number> worker(call);
         worker.prepare(scratch, false);
 #pragma omp for schedule(dynamic, 1)
@@ -183,6 +184,7 @@ void run_backward(const Call& call) {
     std::vector<float> partial(units(call) * numbers);
 #pragma omp parallel num_threads(call.threads) if (call.threads > 1)
     {
+        TinyIsZero tiny_is_zero;
         Worker<Number> worker(call);
         worker.prepare(scratch, true);
 #pragma omp for schedule(dynamic, 1)

@@ -222,6 +222,7 @@ void each_unit(const Call& call, F&& f) {
     int64_t chunk = call.batch >= 2 * call.threads ? call.heads : 1;
 #pragma omp parallel num_threads(call.threads) if (call.threads > 1)
     {
+        TinyIsZero tiny_is_zero;
         Worker<Number> worker(call);
         worker.prepare(scratch);
 #pragma omp for schedule(dynamic, chunk)

@@ -27,6 +27,7 @@ void run_forward(const Call& call) {
     };
 #pragma omp parallel num_threads(call.threads) if (call.threads > 1)
     {
+        TinyIsZero tiny_is_zero;
         Forward<Number> forward(call, plan, table_h, table_w);
         forward.prepare(scratch);
 #pragma omp for schedule(dynamic, chunk)
@@ -50,6 +51,7 @@ void run_backward(const Call& call) {
     std::vector<float> partial(table_w ? tasks * (parts_h + parts_w) : 0);
 #pragma omp parallel num_threads(call.threads) if (call.threads > 1)
     {
+        TinyIsZero tiny_is_zero;
         Backward<Number> backward(call, plan, table_h, table_w);
         backward.prepare(scratch);
         for (int64_t kind = 0; kind < std::min<int64_t>(apart, plan.blocks_h); kind++) {
