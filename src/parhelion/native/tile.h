@@ -23,9 +23,7 @@ inline Number read(const float* from) {
 }
 
 // The left operand of a product, read number by number. A cursor goes along the depth for ROWS rows from row m on:
-// `number(i)` is row m + i, `next()` one step deeper.
-
-// Numbers are float, or int32_t for pairs of bfloat16, of which a product adds two.
+// `number(i)` is row m + i, `next()` one step deeper. Numbers are float, or int32_t for pairs of bfloat16.
 
 // left(m, k) = data[m * row + k * step].
 template <typename Number>

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "export.h"
 #include "scratch.h"
 #include "tile.h"
 
@@ -199,13 +200,4 @@ void run_backward(const Call& call) {
 }  // namespace
 }  // namespace parhelion::axial
 
-// What Python calls: parhelion_axial_{forward,backward}_{float32,bfloat16}.
-#define EXPORT(direction, dtype, Number)                                                          \
-    extern "C" __attribute__((visibility("default"))) void parhelion_axial_##direction##_##dtype( \
-        const parhelion::axial::Call* call) {                                                     \
-        parhelion::axial::run_##direction<Number>(*call);                                         \
-    }
-EXPORT(forward, float32, float)
-EXPORT(backward, float32, float)
-EXPORT(forward, bfloat16, parhelion::bfloat16)
-EXPORT(backward, bfloat16, parhelion::bfloat16)
+PARHELION_EXPORTS(axial)

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdint>
 
+#include "export.h"
 #include "scratch.h"
 #include "tile.h"
 
@@ -243,13 +244,4 @@ void run_backward(const Call& call) {
 }  // namespace
 }  // namespace parhelion::content
 
-// What Python calls: parhelion_content_{forward,backward}_{float32,bfloat16}.
-#define EXPORT(direction, dtype, Number)                                                            \
-    extern "C" __attribute__((visibility("default"))) void parhelion_content_##direction##_##dtype( \
-        const parhelion::content::Call* call) {                                                     \
-        parhelion::content::run_##direction<Number>(*call);                                         \
-    }
-EXPORT(forward, float32, float)
-EXPORT(backward, float32, float)
-EXPORT(forward, bfloat16, parhelion::bfloat16)
-EXPORT(backward, bfloat16, parhelion::bfloat16)
+PARHELION_EXPORTS(content)

@@ -56,8 +56,8 @@ class Backward : Window<Number> {
     using Base = Window<Number>;
     using Base::call_, Base::plan_, Base::table_h_, Base::table_w_, Base::place_, Base::height_, Base::width_,
         Base::lanes_, Base::row_parts_, Base::column_parts_, Base::row_parts_of_, Base::column_parts_of_, Base::q_rows_,
-        Base::q_columns_, Base::scores_, Base::largest_, Base::sum_, Base::chunk, Base::key_count, Base::key_rows,
-        Base::value_rows, Base::wide, Base::window_keys;
+        Base::q_columns_, Base::scores_, Base::largest_, Base::sum_, Base::key_count, Base::key_rows, Base::value_rows,
+        Base::wide, Base::window_keys;
 
     // The gradients of the outputs, as rows and as columns, and what is known of the softmax.
     void read_gradients(int group) {
@@ -80,16 +80,14 @@ class Backward : Window<Number> {
         std::fill_n(grad_q_columns_, plan_.d_padded * GROUP, 0.0f), std::fill_n(delta_, GROUP, 0.0f);
         std::fill_n(grad_row_parts_, plan_.side * GROUP, 0.0f);
         std::fill_n(grad_column_parts_, plan_.side * GROUP, 0.0f);
-        for (int first = 0; first < key_count(); first += chunk())
-            differentiate_weights(first, std::min(chunk(), key_count() - first));
+        this->each_chunk([&](int first, int count) { differentiate_weights(first, count); });
         this->each_outside([&](const Rectangle& outside, int n) {
             Vec factor =
                 -load(delta_ + n) * load(sum_ + n) * exp_of_nonpositive(outside.largest_logit() - load(largest_ + n));
             outside.add_gradients(factor, row_parts_ + n, grad_row_parts_ + n, column_parts_ + n,
                                   grad_column_parts_ + n);
         });
-        for (int first = 0; first < key_count(); first += chunk()) {
-            int count = std::min(chunk(), key_count() - first);
+        this->each_chunk([&](int first, int count) {
             differentiate_scores(first, count);
             float *weights = scores_ + first * GROUP, *gradients = grad_scores_ + first * GROUP;
             accumulate(grad_values_ + first * plan_.e_padded, plan_.e_padded, Strided{weights, GROUP, 1}, g_rows_,
@@ -98,7 +96,7 @@ class Backward : Window<Number> {
                        plan_.d_padded, count, plan_.d_padded / LANES, lanes_);
             accumulate(grad_q_columns_, GROUP, Columns(key_rows(first)), gradients, GROUP, plan_.d, lanes_ / LANES,
                        count);
-        }
+        });
     }
 
     // scores_ become weights, grad_scores_ the gradients of the weights; delta_ gathers their products. Taken from

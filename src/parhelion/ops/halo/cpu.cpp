@@ -4,6 +4,7 @@
 // [key][lane], so the softmax needs no sums across lanes. Keys and values are read where they lie on the channels-last
 // maps. Scores are made CHUNK keys at a time and forgotten; the backward pass makes those of a window anew.
 #include "backward.h"
+#include "export.h"
 #include "forward.h"
 
 namespace parhelion::halo {
@@ -83,13 +84,4 @@ void run_backward(const Call& call) {
 }  // namespace
 }  // namespace parhelion::halo
 
-// What Python calls: parhelion_halo_{forward,backward}_{float32,bfloat16}.
-#define EXPORT(direction, dtype, Number)                                                         \
-    extern "C" __attribute__((visibility("default"))) void parhelion_halo_##direction##_##dtype( \
-        const parhelion::halo::Call* call) {                                                     \
-        parhelion::halo::run_##direction<Number>(*call);                                         \
-    }
-EXPORT(forward, float32, float)
-EXPORT(backward, float32, float)
-EXPORT(forward, bfloat16, parhelion::bfloat16)
-EXPORT(backward, bfloat16, parhelion::bfloat16)
+PARHELION_EXPORTS(halo)

@@ -12,11 +12,11 @@ class Forward : Window<Number> {
 
     // Takes scratch for any window of the call.
     void prepare(Scratch& scratch) {
-        size_t pairs = CONVERTED ? (window_keys() / 2 + 1) * plan_.e_padded : 0;
+        size_t pairs = PAIRED ? (window_keys() / 2 + 1) * plan_.e_padded : 0;
         Window<Number>::prepare(scratch, CHUNK, 3 * wide() + GROUP + pairs);
         q_pairs_ = scratch.take(wide()), out_rows_ = scratch.take(wide()), out_columns_ = scratch.take(wide());
         before_ = scratch.take(GROUP), value_pairs_ = scratch.take(pairs);
-        if (CONVERTED) paired_k_.resize(window_keys());
+        if (PAIRED) paired_k_.resize(window_keys());
     }
 
     // Computes a place, while the rows of the one that comes next are on their way.
@@ -38,12 +38,13 @@ class Forward : Window<Number> {
  private:
     using Base = Window<Number>;
     using Base::call_, Base::plan_, Base::place_, Base::lanes_, Base::first_k_, Base::first_v_, Base::found_k_,
-        Base::found_v_, Base::q_columns_, Base::scores_, Base::largest_, Base::sum_, Base::CONVERTED, Base::chunk,
-        Base::key_count, Base::key_rows, Base::value_rows, Base::wide, Base::window_keys;
+        Base::found_v_, Base::q_columns_, Base::scores_, Base::largest_, Base::sum_, Base::key_count, Base::key_rows,
+        Base::value_rows, Base::wide, Base::window_keys;
 
     // Whether products are taken of pairs of bfloat16, where the processor has instructions for that. Neighbouring
     // channels make the pairs of queries and keys, neighbouring keys those of weights and values.
-    bool paired() const { return CONVERTED && MULTIPLIES_PAIRS && plan_.d % 2 == 0; }
+    static constexpr bool PAIRED = Base::CONVERTED && MULTIPLIES_PAIRS;
+    bool paired() const { return PAIRED && plan_.d % 2 == 0; }
 
     void pair_keys() {
         const int32_t second = 0xffff0000;
@@ -63,14 +64,11 @@ class Forward : Window<Number> {
     }
 
     void pair_queries(int group) {
-        const Number* q =
-            static_cast<const Number*>(call_.q) + place_.image * call_.q_strides[0] + place_.head * call_.q_strides[3];
         int pairs = plan_.d / 2, padded = round_up(pairs, LANES);
         this->each_query(
             place_, group,
             [&](int lane, int64_t, int64_t row, int64_t column) {
-                const Number* from = q + row * call_.q_strides[1] + column * call_.q_strides[2];
-                std::memcpy(out_rows_ + lane * padded, from, plan_.d * sizeof(Number));
+                std::memcpy(out_rows_ + lane * padded, this->query_at(place_, row, column), plan_.d * sizeof(Number));
             },
             [&](int lane) { std::fill_n(out_rows_ + lane * padded, padded, 0.0f); });
         transpose(q_pairs_, GROUP, out_rows_, padded, lanes_, padded, lanes_, pairs);
@@ -87,8 +85,7 @@ class Forward : Window<Number> {
             store(sum_ + n, before + mass * exp_of_nonpositive(outside.largest_logit() - largest));
             store(largest_ + n, largest);
         });
-        for (int first = 0; first < key_count(); first += chunk()) {
-            int count = std::min(chunk(), key_count() - first);
+        this->each_chunk([&](int first, int count) {
             std::copy_n(largest_, GROUP, before_);
             if (paired()) {
                 this->template make_scores<true>(scores_, first, count, RowsOfPairs{paired_k_.data() + first, 0},
@@ -97,12 +94,12 @@ class Forward : Window<Number> {
                 accumulate(out_columns_, GROUP,
                            StridedPairs{value_pairs_ + first / 2 * plan_.e_padded, 1, plan_.e_padded}, scores_, GROUP,
                            plan_.e, lanes_ / LANES, (count + 1) / 2);
-                continue;
+                return;
             }
             this->template make_scores<true>(scores_, first, count, key_rows(first), q_columns_, plan_.d);
             weigh<false>(count);
             accumulate(out_columns_, GROUP, Columns(value_rows(first)), scores_, GROUP, plan_.e, lanes_ / LANES, count);
-        }
+        });
     }
 
     // Turns scores into weights of the softmax so far, or into pairs of weights.

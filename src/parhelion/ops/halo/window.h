@@ -19,9 +19,9 @@ class Window {
     // Takes scratch for any window of the call, with scores for `score_keys` keys, and room for `more` numbers.
     void prepare(Scratch& scratch, size_t score_keys, size_t more) {
         size_t keys = window_keys(), part = size_t(plan_.side) * GROUP, scores = score_keys * GROUP;
-        size_t read = CONVERTED ? keys * (plan_.d + plan_.e_padded) : 0;
+        size_t read = CONVERTED ? keys * (plan_.d + plan_.e) : 0;
         scratch.reserve(read + 2 * wide() + 2 * part + scores + 3 * GROUP + more);
-        if (CONVERTED) keys_ = scratch.take(keys * plan_.d), values_ = scratch.take(keys * plan_.e_padded);
+        if (CONVERTED) keys_ = scratch.take(keys * plan_.d), values_ = scratch.take(keys * plan_.e);
         q_rows_ = scratch.take(wide()), q_columns_ = scratch.take(wide());
         row_parts_ = scratch.take(part), column_parts_ = scratch.take(part);
         scores_ = scratch.take(scores), largest_ = scratch.take(GROUP), sum_ = scratch.take(GROUP);
@@ -92,9 +92,7 @@ class Window {
             prefetch_row(found_k_[key] + ahead_k, plan_.d);
             prefetch_row(found_v_[key] + ahead_v, plan_.e);
         }
-        const Number* q = static_cast<const Number*>(call_.q) + next.image * call_.q_strides[0] +
-                          next.row * plan_.per_axis * call_.q_strides[1] +
-                          next.column * plan_.per_axis * call_.q_strides[2] + next.head * call_.q_strides[3];
+        const Number* q = query_at(next, next.row * plan_.per_axis, next.column * plan_.per_axis);
         for (int query = 0; query < plan_.per_block; query++)
             prefetch_row(q + query_rows_[query] * call_.q_strides[1] + query_columns_[query] * call_.q_strides[2],
                          plan_.d);
@@ -105,6 +103,12 @@ class Window {
         int64_t row = std::max<int64_t>(0, place.row * call_.block - call_.halo);
         int64_t column = std::max<int64_t>(0, place.column * call_.block - call_.halo);
         return place.image * strides[0] + row * strides[1] + column * strides[2];
+    }
+
+    // Where the query of a row and column of the map lies, for the image and head of a place.
+    const Number* query_at(const Place& place, int64_t row, int64_t column) const {
+        return static_cast<const Number*>(call_.q) + place.image * call_.q_strides[0] + row * call_.q_strides[1] +
+               column * call_.q_strides[2] + place.head * call_.q_strides[3];
     }
 
     int64_t first_row() const { return place_.row * call_.block - call_.halo + height_.first; }
@@ -133,13 +137,11 @@ class Window {
     // The queries of a group, scaled, as rows and as columns; lanes without a query are zero.
     void read_queries(int group) {
         lanes_ = plan_.lanes(group);
-        const Number* q =
-            static_cast<const Number*>(call_.q) + place_.image * call_.q_strides[0] + place_.head * call_.q_strides[3];
         each_query(
             place_, group,
             [&](int lane, int64_t, int64_t row, int64_t column) {
-                read_row(q_rows_ + lane * plan_.d_padded, q + row * call_.q_strides[1] + column * call_.q_strides[2],
-                         plan_.d, plan_.d_padded, call_.scale);
+                read_row(q_rows_ + lane * plan_.d_padded, query_at(place_, row, column), plan_.d, plan_.d_padded,
+                         call_.scale);
             },
             [&](int lane) { std::fill_n(q_rows_ + lane * plan_.d_padded, plan_.d_padded, 0.0f); });
         transpose(q_columns_, GROUP, q_rows_, plan_.d_padded, lanes_, plan_.d_padded);
@@ -180,8 +182,8 @@ class Window {
         // Pairs of queries are as they came; other queries were scaled on reading.
         constexpr bool SCALED = !std::is_same_v<Keys, RowsOfPairs>;
         float factor = call_.scale;
-        const float *const *row_parts = row_parts_of_.data() + first, *const *column_parts =
-                                                                          column_parts_of_.data() + first;
+        const float* const* row_parts = row_parts_of_.data() + first;
+        const float* const* column_parts = column_parts_of_.data() + first;
         float* largest = largest_;
         over_tiles(count, lanes_ / LANES, [=](auto tall, auto wide, int m, int n) {
             Vec sums[tall.value][wide.value] = {};
@@ -212,10 +214,12 @@ class Window {
         });
     }
 
-    // Keys of a chunk: even, so that no pair is torn, and about as many in each.
-    int chunk() const {
-        int chunks = (key_count() + CHUNK - 1) / CHUNK;
-        return round_up((key_count() + chunks - 1) / chunks, 2);
+    // Calls f(first key, number of keys) for chunks of the keys on the image, about equally large and even, so that no
+    // pair is torn.
+    template <typename F>
+    void each_chunk(F&& f) const {
+        int keys = key_count(), chunks = (keys + CHUNK - 1) / CHUNK, chunk = round_up((keys + chunks - 1) / chunks, 2);
+        for (int first = 0; first < keys; first += chunk) f(first, std::min(chunk, keys - first));
     }
 
     const Call& call_;
