@@ -135,23 +135,35 @@ __attribute__((always_inline)) inline void over_tiles(int rows, int vectors, F&&
     }
 }
 
-// result[m][n] += sum over k of left(m, k) * right[k][n]; n in whole vectors.
-template <typename Left>
-__attribute__((noinline)) void accumulate(float* result, long result_pitch, const Left& left, const float* right,
-                                          long pitch, int rows, int vectors, int depth) {
+// Calls put(address, sums) for every vector of the product left * right; n in whole vectors.
+template <typename Left, typename Put>
+__attribute__((always_inline)) inline void product(float* result, long result_pitch, const Left& left,
+                                                   const float* right, long pitch, int rows, int vectors, int depth,
+                                                   Put&& put) {
     over_tiles(rows, vectors, [&](auto tall, auto wide, int m, int n) {
         Vec sums[tall.value][wide.value] = {};
         float* corner = result + m * result_pitch + n * LANES;
-        // From zero: a sum of sums errs less than one long sum.
         multiply_add(sums, left, m, right + n * LANES, pitch, depth);
 #pragma GCC unroll 12
         for (int i = 0; i < tall.value; i++)
 #pragma GCC unroll 4
-            for (int j = 0; j < wide.value; j++) {
-                float* number = corner + i * result_pitch + j * LANES;
-                store(number, load(number) + sums[i][j]);
-            }
+            for (int j = 0; j < wide.value; j++) put(corner + i * result_pitch + j * LANES, sums[i][j]);
     });
+}
+
+// result[m][n] = sum over k of left(m, k) * right[k][n].
+template <typename Left>
+__attribute__((noinline)) void multiply(float* result, long result_pitch, const Left& left, const float* right,
+                                        long pitch, int rows, int vectors, int depth) {
+    product(result, result_pitch, left, right, pitch, rows, vectors, depth, [](float* to, Vec sum) { store(to, sum); });
+}
+
+// result[m][n] += sum over k of left(m, k) * right[k][n]; summed from zero: a sum of sums errs less than one long sum.
+template <typename Left>
+__attribute__((noinline)) void accumulate(float* result, long result_pitch, const Left& left, const float* right,
+                                          long pitch, int rows, int vectors, int depth) {
+    product(result, result_pitch, left, right, pitch, rows, vectors, depth,
+            [](float* to, Vec sum) { store(to, load(to) + sum); });
 }
 
 // Where numbers of a three-dimensional array of vectors lie; strides in vectors.

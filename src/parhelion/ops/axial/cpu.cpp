@@ -35,28 +35,30 @@ class Worker {
     explicit Worker(const Call& call) : call_(call) {
         length_ = call.length, d_ = call.d, e_ = call.e;
         d_padded_ = round_up(d_, LANES), e_padded_ = round_up(e_, LANES);
+        d_made_ = round_up(d_, LANES / 2), e_made_ = round_up(e_, LANES / 2);
     }
 
     void prepare(Scratch& scratch, bool backward) {
-        size_t q = size_t(length_) * d_padded_ * LANES, v = size_t(length_) * e_padded_ * LANES;
+        size_t q = size_t(length_) * d_made_ * LANES, v = size_t(length_) * e_made_ * LANES;
         size_t logits = size_t(QUERIES) * length_ * LANES, rows = size_t(std::max(d_padded_, e_padded_)) * LANES;
-        scratch.reserve(3 * q + 3 * v + 2 * logits + rows + (2 * length_) * d_padded_);
+        scratch.reserve(2 * q + 3 * v + 2 * logits + rows + size_t(length_) * (LANES + 2) * d_padded_);
         q_ = scratch.take(q), v_ = scratch.take(v), out_ = scratch.take(v);
         logits_ = scratch.take(logits), rows_ = scratch.take(rows);
         if (!backward) return;
         grad_q_ = scratch.take(q), grad_v_ = scratch.take(v), grad_logits_ = scratch.take(logits);
-        q_rows_ = scratch.take(q), grad_table_ = scratch.take(size_t(2 * length_) * d_padded_);
+        q_rows_ = scratch.take(size_t(length_) * d_padded_ * LANES),
+        grad_table_ = scratch.take(size_t(2 * length_) * d_padded_);
     }
 
     void forward(int64_t unit) {
         enter(unit);
         read(q_, call_.q, call_.q_strides, d_, d_padded_);
         read(v_, call_.v, call_.v_strides, e_, e_padded_);
-        std::fill_n(out_, size_t(length_) * e_padded_ * LANES, 0.0f);
+        std::fill_n(out_, size_t(length_) * e_made_ * LANES, 0.0f);
         for (int first = 0; first < length_; first += QUERIES) {
             int count = std::min(QUERIES, length_ - first);
             logits(first, count);
-            contract(map(out_, first, e_padded_), queries(logits_), by_channel(v_, 0, e_padded_), count, e_, length_);
+            contract(map(out_, first, e_made_), queries(logits_), by_channel(v_, 0, e_made_), count, e_, length_);
         }
         write(call_.out, out_, call_.out_strides, e_, e_padded_, call_.plus);
     }
@@ -67,19 +69,18 @@ class Worker {
         read(q_, call_.q, call_.q_strides, d_, d_padded_);
         read(v_, call_.v, call_.v_strides, e_, e_padded_);
         read(out_, call_.grad_out, call_.out_strides, e_, e_padded_);
-        std::fill_n(grad_q_, size_t(length_) * d_padded_ * LANES, 0.0f);
-        std::fill_n(grad_v_, size_t(length_) * e_padded_ * LANES, 0.0f);
+        std::fill_n(grad_q_, size_t(length_) * d_made_ * LANES, 0.0f);
+        std::fill_n(grad_v_, size_t(length_) * e_made_ * LANES, 0.0f);
         std::fill_n(grad_table_, size_t(2 * length_) * d_padded_, 0.0f);
         for (int pixel = 0; pixel < length_; pixel++)
-            transpose(q_rows_ + pixel * d_padded_ * LANES, d_padded_, q_ + pixel * d_padded_ * LANES, LANES, d_padded_,
+            transpose(q_rows_ + pixel * d_padded_ * LANES, d_padded_, q_ + pixel * d_made_ * LANES, LANES, d_padded_,
                       LANES, d_, LANES);
         for (int first = 0; first < length_; first += QUERIES) {
             int count = std::min(QUERIES, length_ - first);
             logits(first, count);
             std::fill_n(grad_logits_, size_t(count) * length_ * LANES, 0.0f);
-            contract(queries(grad_logits_), map(out_, first, e_padded_), map(v_, 0, e_padded_), count, length_, e_);
-            contract(map(grad_v_, 0, e_padded_), by_key(logits_), by_channel(out_, first, e_padded_), length_, e_,
-                     count);
+            contract(queries(grad_logits_), map(out_, first, e_made_), map(v_, 0, e_made_), count, length_, e_);
+            contract(map(grad_v_, 0, e_made_), by_key(logits_), by_channel(out_, first, e_made_), length_, e_, count);
             for (int i = 0; i < count; i++) differentiate_logits(first + i, grad_logits_ + i * length_ * LANES);
         }
         write(call_.grad_q, grad_q_, call_.grad_q_strides, d_, d_padded_);
@@ -104,7 +105,7 @@ class Worker {
     }
 
     void read(float* to, const void* from, const int64_t* strides, int channels, int padded) {
-        int64_t lines[LANES];
+        int64_t lines[LANES], pitch = round_up(channels, LANES / 2) * LANES;
         for (int lane = 0; lane < lanes_; lane++) lines[lane] = line_of(lane, strides);
         std::fill_n(rows_ + lanes_ * padded, (LANES - lanes_) * padded, 0.0f);
         for (int pixel = 0; pixel < length_; pixel++) {
@@ -114,16 +115,16 @@ class Worker {
                 prefetch_row(ahead + lines[lane], channels);
                 read_row(rows_ + lane * padded, row + lines[lane], channels, padded);
             }
-            transpose(to + pixel * padded * LANES, LANES, rows_, padded, LANES, padded, LANES, channels);
+            transpose(to + pixel * pitch, LANES, rows_, padded, LANES, padded, LANES, channels);
         }
     }
 
     void write(void* to, const float* from, const int64_t* strides, int channels, int padded,
                const void* plus = nullptr) {
-        int64_t lines[LANES];
+        int64_t lines[LANES], pitch = round_up(channels, LANES / 2) * LANES;
         for (int lane = 0; lane < lanes_; lane++) lines[lane] = line_of(lane, strides);
         for (int pixel = 0; pixel < length_; pixel++) {
-            transpose(rows_, padded, from + pixel * padded * LANES, LANES, padded, LANES, channels, LANES);
+            transpose(rows_, padded, from + pixel * pitch, LANES, padded, LANES, channels, LANES);
             Number* row = static_cast<Number*>(to) + pixel * strides[1];
             for (int lane = 0; plus && lane < lanes_; lane++)
                 add_row(rows_ + lane * padded, static_cast<const Number*>(plus) + pixel * strides[1] + lines[lane],
@@ -136,28 +137,29 @@ class Worker {
     const float* offsets(int query) const { return call_.table + int64_t(length_ - 1 - query) * d_; }
 
     void logits(int first, int count) {
-        std::fill_n(logits_, size_t(count) * length_ * LANES, 0.0f);
         for (int i = 0; i < count; i++)
-            accumulate(logits_ + i * length_ * LANES, LANES, Strided{offsets(first + i), d_, 1},
-                       q_ + (first + i) * d_padded_ * LANES, LANES, length_, 1, d_);
+            multiply(logits_ + i * length_ * LANES, LANES, Strided{offsets(first + i), d_, 1},
+                     q_ + (first + i) * d_made_ * LANES, LANES, length_, 1, d_);
     }
 
     // From the gradients of one query's logits to those of the query and of the table.
     void differentiate_logits(int query, const float* grad_logits) {
-        accumulate(grad_q_ + query * d_padded_ * LANES, LANES, Strided{offsets(query), 1, d_}, grad_logits, LANES, d_,
-                   1, length_);
+        accumulate(grad_q_ + query * d_made_ * LANES, LANES, Strided{offsets(query), 1, d_}, grad_logits, LANES, d_, 1,
+                   length_);
         accumulate(grad_table_ + (length_ - 1 - query) * d_padded_, d_padded_, Strided{grad_logits, LANES, 1},
                    q_rows_ + query * d_padded_ * LANES, d_padded_, length_, d_padded_ / LANES, LANES);
     }
 
     // A map as (pixel, channel) and as (channel, pixel); logits as (query, key) and as (key, query).
-    static Vectors map(float* data, int first, int padded) { return {data + first * padded * LANES, padded, 1}; }
-    static Vectors by_channel(float* data, int first, int padded) { return {data + first * padded * LANES, 1, padded}; }
+    static Vectors map(float* data, int first, int made) { return {data + first * made * LANES, made, 1}; }
+    static Vectors by_channel(float* data, int first, int made) { return {data + first * made * LANES, 1, made}; }
     Vectors queries(float* data) const { return {data, length_, 1}; }
     Vectors by_key(float* data) const { return {data, 1, length_}; }
 
     const Call& call_;
-    int length_, d_, e_, d_padded_, e_padded_, lanes_ = 0;
+    int length_, d_, e_, lanes_ = 0;
+    int d_padded_, e_padded_;  // channels of a row of scratch: whole vectors
+    int d_made_, e_made_;      // channels of a map turned over: as many as `transpose` makes
     int64_t image_ = 0, first_pair_ = 0;
     float *q_, *v_, *out_, *logits_, *rows_;  // `out_` holds the gradient of the outputs in the backward pass
     float *grad_q_, *grad_v_, *grad_logits_, *grad_table_, *q_rows_;

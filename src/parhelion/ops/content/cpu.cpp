@@ -1,7 +1,9 @@
 // Content attention on a CPU, forward and backward (arXiv 2010.03019; see api.py for the contract).
 //
-// A unit of work is one head of one image: its pixels pass through cache PIXELS at a time, as rows of channels, once to
-// make the summary (with a softmax that is rescaled whenever a larger key turns up) and once to read it.
+// A unit of work is a group of heads of one image: its pixels pass through cache PIXELS at a time, as rows of channels,
+// once to make the summary (with a softmax that is rescaled whenever a larger key turns up) and once to read it. Heads
+// too narrow to fill a vector are grouped and treated as one head, in whose summary what one head would read of another
+// is set to zero: that multiplies no more than vectors half empty, and reads whole cache lines.
 #include <cmath>
 #include <cstdint>
 
@@ -18,7 +20,7 @@ struct Call {
     const void *q, *k, *v;
     void* out;          // contiguous, as all that follows
     float* summary;     // images x heads x d x e
-    float* statistics;  // images x heads x (largest key, 1 / sum) x d
+    float* statistics;  // images x (largest key, 1 / sum) x heads x d
     const void* grad_out;
     void *grad_q, *grad_k, *grad_v;
 };
@@ -28,10 +30,23 @@ namespace {
 constexpr int PIXELS = 64;
 constexpr int AHEAD = 32;  // pixels between the row that is read and the one that is asked for
 
+// How many heads make a group.
+int heads_per_group(const Call& call) {
+    if (call.q_strides[2] != call.d || call.k_strides[2] != call.d || call.v_strides[2] != call.e) return 1;
+    int heads = std::max<int64_t>(1, LANES / std::max(call.d, call.e));
+    while (call.heads % heads) heads--;
+    return heads;
+}
+
 template <typename Number>
 class Worker {
  public:
-    explicit Worker(const Call& call) : call_(call), d_(call.d), e_(call.e) {
+    explicit Worker(const Call& call)
+        : call_(call),
+          group_(heads_per_group(call)),
+          groups_(call.heads / group_),
+          d_(call.d * group_),
+          e_(call.e * group_) {
         d_padded_ = round_up(d_, LANES), e_padded_ = round_up(e_, LANES);
     }
 
@@ -52,7 +67,7 @@ class Worker {
         for (int64_t first = 0; first < call_.pixels; first += PIXELS) {
             int count = enter(first);
             read(q_, call_.q, call_.q_strides, d_, d_padded_, count);
-            multiply(result_, e_padded_, q_, d_padded_, 1, summary_, count, d_);
+            multiply(result_, e_padded_, Strided{q_, d_padded_, 1}, summary_, e_padded_, count, e_padded_ / LANES, d_);
             write(call_.out, result_, e_, e_padded_, count);
         }
     }
@@ -64,21 +79,23 @@ class Worker {
         for (int64_t first = 0; first < call_.pixels; first += PIXELS) {
             int count = enter(first);
             read_gradient(count);
-            multiply(grad_q_, d_padded_, g_, e_padded_, 1, turned_, count, e_);
+            multiply(grad_q_, d_padded_, Strided{g_, e_padded_, 1}, turned_, d_padded_, count, d_padded_ / LANES, e_);
             write(call_.grad_q, grad_q_, d_, d_padded_, count);
             read(v_, call_.v, call_.v_strides, e_, e_padded_, count);
-            multiply(grad_k_, d_padded_, v_, e_padded_, 1, grad_turned_, count, e_);
+            multiply(grad_k_, d_padded_, Strided{v_, e_padded_, 1}, grad_turned_, d_padded_, count, d_padded_ / LANES,
+                     e_);
             read(k_, call_.k, call_.k_strides, d_, d_padded_, count);
             differentiate_softmax(count);
             write(call_.grad_k, grad_k_, d_, d_padded_, count);
-            multiply(result_, e_padded_, k_, d_padded_, 1, grad_summary_, count, d_);
+            multiply(result_, e_padded_, Strided{k_, d_padded_, 1}, grad_summary_, e_padded_, count, e_padded_ / LANES,
+                     d_);
             write(call_.grad_v, result_, e_, e_padded_, count);
         }
     }
 
  private:
-    int64_t image() const { return unit_ / call_.heads; }
-    int64_t head() const { return unit_ % call_.heads; }
+    int64_t image() const { return unit_ / groups_; }
+    int64_t head() const { return unit_ % groups_ * group_; }
 
     int enter(int64_t first) {
         first_ = first;
@@ -94,25 +111,20 @@ class Worker {
         }
     }
 
-    int64_t at(int channels) const { return ((image() * call_.pixels + first_) * call_.heads + head()) * channels; }
+    int64_t at(int channels) const {
+        return ((image() * call_.pixels + first_) * groups_ + unit_ % groups_) * channels;
+    }
 
     void read_gradient(int count) const {
         const Number* row = static_cast<const Number*>(call_.grad_out) + at(e_);
         for (int pixel = 0; pixel < count; pixel++)
-            read_row(g_ + pixel * e_padded_, row + pixel * call_.heads * e_, e_, e_padded_);
+            read_row(g_ + pixel * e_padded_, row + pixel * groups_ * e_, e_, e_padded_);
     }
 
     void write(void* to, const float* from, int channels, int padded, int count) const {
         Number* row = static_cast<Number*>(to) + at(channels);
         for (int pixel = 0; pixel < count; pixel++)
-            write_row(row + pixel * call_.heads * channels, from + pixel * padded, channels);
-    }
-
-    // result = left * right for `rows` rows; `right` is (depth x pitch).
-    static void multiply(float* result, int pitch, const float* left, long row, long step, const float* right, int rows,
-                         int depth) {
-        std::fill_n(result, size_t(rows) * pitch, 0.0f);
-        accumulate(result, pitch, Strided{left, row, step}, right, pitch, rows, pitch / LANES, depth);
+            write_row(row + pixel * groups_ * channels, from + pixel * padded, channels);
     }
 
     void summarise() {
@@ -136,6 +148,13 @@ class Worker {
                 float* part = summary_ + c * e_padded_ + n;
                 store(part, load(part) * sum_[c]);
             }
+        forget_other_heads(summary_);
+    }
+
+    void forget_other_heads(float* summary) const {
+        for (int c = 0; c < d_; c++)
+            for (int n = 0; n < e_; n++)
+                if (c / call_.d != n / call_.e) summary[c * e_padded_ + n] = 0.0f;
     }
 
     // Turns the chunk's keys into weights of the softmax so far.
@@ -155,23 +174,29 @@ class Worker {
         }
     }
 
-    float* saved_summary() const { return call_.summary + unit_ * d_ * e_; }
-    float* saved_statistics() const { return call_.statistics + unit_ * 2 * d_; }
+    // What the row of a channel of k holds for its own head.
+    float* own(float* summary, int c) const { return summary + c * e_padded_ + c / call_.d * call_.e; }
+
+    float* saved(int c) const { return call_.summary + ((image() * call_.heads + head()) * call_.d + c) * call_.e; }
+
+    float* saved_statistics(int which) const {
+        return call_.statistics + ((image() * 2 + which) * call_.heads + head()) * call_.d;
+    }
 
     void save() const {
-        for (int c = 0; c < d_; c++) std::copy_n(summary_ + c * e_padded_, e_, saved_summary() + c * e_);
-        std::copy_n(largest_, d_, saved_statistics());
-        std::copy_n(sum_, d_, saved_statistics() + d_);
+        for (int c = 0; c < d_; c++) std::copy_n(own(summary_, c), call_.e, saved(c));
+        std::copy_n(largest_, d_, saved_statistics(0));
+        std::copy_n(sum_, d_, saved_statistics(1));
     }
 
     void restore() {
-        std::fill_n(turned_, d_padded_ * e_padded_, 0.0f);
+        std::fill_n(summary_, d_padded_ * e_padded_, 0.0f), std::fill_n(turned_, d_padded_ * e_padded_, 0.0f);
         for (int c = 0; c < d_; c++) {
-            read_row(summary_ + c * e_padded_, saved_summary() + c * e_, e_, e_padded_);
+            std::copy_n(saved(c), call_.e, own(summary_, c));
             for (int n = 0; n < e_; n++) turned_[n * d_padded_ + c] = summary_[c * e_padded_ + n];
         }
-        read_row(largest_, saved_statistics(), d_, d_padded_);
-        read_row(sum_, saved_statistics() + d_, d_, d_padded_);
+        read_row(largest_, saved_statistics(0), d_, d_padded_);
+        read_row(sum_, saved_statistics(1), d_, d_padded_);
     }
 
     void differentiate_summary() {
@@ -183,6 +208,7 @@ class Worker {
             accumulate(grad_summary_, e_padded_, Strided{q_, 1, d_padded_}, g_, e_padded_, d_, e_padded_ / LANES,
                        count);
         }
+        forget_other_heads(grad_summary_);
         std::fill_n(grad_turned_, d_padded_ * e_padded_, 0.0f);
         std::fill_n(delta_, d_padded_, 0.0f);
         for (int c = 0; c < d_; c++)
@@ -207,7 +233,8 @@ class Worker {
     }
 
     const Call& call_;
-    int d_, e_, d_padded_, e_padded_;
+    int group_, groups_;               // heads in a group, groups in an image
+    int d_, e_, d_padded_, e_padded_;  // channels of a group
     int64_t unit_ = 0, first_ = 0;
     float *q_, *k_, *v_, *g_, *grad_q_, *grad_k_, *result_;  // [pixel][channel]
     float *summary_, *grad_summary_;                         // [channel of k][channel of v]
@@ -219,15 +246,15 @@ thread_local Scratch scratch;
 
 template <typename Number, typename F>
 void each_unit(const Call& call, F&& f) {
-    // Heads of an image share cache lines, so one thread takes them all if there are images enough.
-    int64_t chunk = call.batch >= 2 * call.threads ? call.heads : 1;
+    // Groups of an image share cache lines, so one thread takes them all if there are images enough.
+    int64_t groups = call.heads / heads_per_group(call), chunk = call.batch >= 2 * call.threads ? groups : 1;
 #pragma omp parallel num_threads(call.threads) if (call.threads > 1)
     {
         TinyIsZero tiny_is_zero;
         Worker<Number> worker(call);
         worker.prepare(scratch);
 #pragma omp for schedule(dynamic, chunk)
-        for (int64_t unit = 0; unit < call.batch * call.heads; unit++) f(worker, unit);
+        for (int64_t unit = 0; unit < call.batch * groups; unit++) f(worker, unit);
     }
 }
 

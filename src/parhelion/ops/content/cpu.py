@@ -72,7 +72,7 @@ def _forward(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def _forward_fake(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     batch, _, _, heads, d = q.shape
     summary = q.new_empty(batch, heads, d, v.shape[4], dtype=torch.float32)
-    return v.new_empty(v.shape), summary, q.new_empty(batch, heads, 2, d, dtype=torch.float32)
+    return v.new_empty(v.shape), summary, q.new_empty(batch, 2, heads, d, dtype=torch.float32)
 
 
 @torch.library.custom_op("parhelion::content_attention_cpu_backward", mutates_args=(), device_types="cpu")
