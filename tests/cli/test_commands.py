@@ -70,7 +70,9 @@ def test_every_verb_explains_itself(capsys, verb):
 def test_the_help_of_a_recipe_shows_every_field_with_the_recipes_value(capsys):
     text = printed(capsys, "train", "gsa_tiny", "--help")
     recipe = RECIPES["gsa_tiny"]()
-    assert all(f"--{field.replace('_', '-')}" in text for field in recipe.as_dict())
+    for field, value in recipe.as_dict().items():
+        # A switch that is on can be switched off.
+        assert f"--{'no-' if value is True else ''}{field.replace('_', '-')}" in text
     assert f"(default: {recipe.lr_per_256})" in text
     assert "(default: gsa_tiny)" in text
 
@@ -147,7 +149,7 @@ def test_unknown_names_get_the_nearest(refused, data, tmp_path):
 
 def test_what_is_missing_is_named(refused):
     assert "name a command" in refused()
-    assert "name a recipe: gsa_tiny" in refused("train")
+    assert "name a recipe, such as halonet_tiny" in refused("train")
     assert "name a recipe before --data" in refused("train", "--data", "x", "gsa_tiny")
     assert "needs --data and --out" in refused("train", "gsa_tiny")
     assert "needs DIR_OR_CHECKPOINT and --data" in refused("evaluate")
@@ -196,9 +198,12 @@ def test_a_truncated_image_is_named_whoever_reads_it(refused, tmp_path):
 
 
 def test_a_folder_with_a_run_is_never_written_to(refused, run, data):
-    before = {file.name: file.read_bytes() for file in run.iterdir()}
+    def files():
+        return {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
+
+    before = files()
     assert "already holds a run" in refused("train", "resnet_tiny", "--data", data, "--out", run, *QUICK)
-    assert {file.name: file.read_bytes() for file in run.iterdir()} == before
+    assert files() == before
 
 
 def test_a_loss_that_explodes_stops_and_keeps_weights_that_work(refused, capsys, data, tmp_path):
@@ -254,7 +259,7 @@ def test_ctrl_c_is_one_sentence_and_130(capsys, monkeypatch, data, tmp_path):
     out = tmp_path / "run"
     assert main(["train", "resnet_tiny", "--data", str(data), "--out", str(out), *QUICK]) == 130
     said = capsys.readouterr().err
-    assert said == f"parhelion: stopped; {out} keeps the weights of 0 epochs\n"
+    assert said == f"parhelion: stopped at once; parhelion train --resume {out} goes on\n"
 
 
 def test_a_closed_pipe_is_quiet():

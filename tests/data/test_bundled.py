@@ -1,5 +1,3 @@
-import importlib.util
-import sys
 from importlib.resources import files
 from pathlib import Path
 
@@ -59,19 +57,3 @@ def test_a_linear_classifier_learns_the_bundled_images() -> None:
     gram = pixels.T @ pixels + torch.eye(784, dtype=torch.float64)
     weights = torch.linalg.solve(gram, pixels.T @ torch.nn.functional.one_hot(torch.tensor(labels)).double())
     assert ((held_out @ weights).argmax(dim=1).numpy() == truth).mean() > 0.75
-
-
-def test_the_script_rejects_a_file_with_another_header(tmp_path: Path) -> None:
-    import gzip
-
-    script = Path(__file__).parents[2] / "scripts" / "make_bundled.py"
-    spec = importlib.util.spec_from_file_location("make_bundled", script)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    file = tmp_path / "labels.gz"
-    file.write_bytes(gzip.compress((0x801).to_bytes(4, "big") + (3).to_bytes(4, "big") + bytes([2, 0, 1])))
-    assert module.values(file, module.LABELS_MAGIC, (3,)).tolist() == [2, 0, 1]
-    for magic, shape in ((module.IMAGES_MAGIC, (3,)), (module.LABELS_MAGIC, (4,))):
-        with pytest.raises(SystemExit, match="the header is"):
-            module.values(file, magic, shape)
-    assert "make_bundled" not in sys.modules

@@ -9,14 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator, skip_first_batches
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from parhelion.data.images import BadImage
-from parhelion.data.loaders import make_loader, set_epoch
-from parhelion.data.samples import Sample
+from parhelion.data.loaders import go_to, make_loader
+from parhelion.data.samples import Sample, Share
 from parhelion.data.sources import open_source
 from parhelion.data.transforms import Augmentation, Preprocessing, eval_transform, train_transform
 from parhelion.errors import UserError
@@ -93,7 +92,7 @@ def test_an_epoch_can_be_gone_to(workers: int) -> None:
 
     straight, resumed = fresh(), fresh()
     epochs = [one_pass(straight) for _ in range(3)]
-    set_epoch(resumed, 2)
+    go_to(resumed, 2)
     order, images = one_pass(resumed)
     assert order == epochs[2][0]
     assert torch.equal(images, epochs[2][1])
@@ -122,13 +121,11 @@ def until_refused(loader: DataLoader) -> tuple[list[int], str]:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("prepared", [False, True], ids=["plain", "Accelerate"])
-def test_the_first_bad_image_is_refused_in_the_main_process_in_plain_words(workers: int, prepared: bool) -> None:
+def test_the_first_bad_image_is_refused_in_the_main_process_in_plain_words(workers: int) -> None:
     loader = make_loader(Numbered(9, bad=(4, 8)), EVALUATE, batch=2, train=False, workers=workers)
-    seen, sentence = until_refused(Accelerator(cpu=True).prepare(loader) if prepared else loader)
+    seen, sentence = until_refused(loader)
     assert sentence == "cannot read the image 4.png: it is empty"
-    # Accelerate reads one batch ahead.
-    assert seen == ([0, 1] if prepared else [0, 1, 2, 3])
+    assert seen == [0, 1, 2, 3]
 
 
 def test_a_refusal_leaves_no_cycle_that_would_keep_the_workers_alive() -> None:
@@ -163,19 +160,60 @@ def test_skipped_images_are_told_and_an_all_bad_batch_is_empty(workers: int) -> 
     assert (third["target"].tolist(), third["bad"]) == ([4, 5], [])
 
 
-def test_accelerate_follows_the_epochs_and_resumes_in_the_middle() -> None:
-    def prepared() -> DataLoader:
-        return Accelerator(cpu=True).prepare(make_loader(Numbered(11), AUGMENT, batch=2, train=True, seed=1))
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_pass_can_begin_in_the_middle_and_reads_nothing_before_it(workers: int) -> None:
+    def fresh(samples: Dataset[Sample]) -> DataLoader:
+        return make_loader(samples, AUGMENT, batch=2, train=True, workers=workers, seed=1)
 
-    straight = prepared()
-    epochs = [one_pass(straight) for _ in range(2)]
-    plain = make_loader(Numbered(11), AUGMENT, batch=2, train=True, seed=1)
-    assert [one_pass(plain)[0] for _ in range(2)] == [order for order, _ in epochs]
-    resumed = prepared()
-    resumed.set_epoch(1)
-    order, images = one_pass(skip_first_batches(resumed, 3))
+    straight = fresh(Numbered(11))
+    epochs = [one_pass(straight) for _ in range(3)]
+    # Everything that comes before the fourth batch of the second epoch cannot be read, and need not be.
+    resumed = fresh(Numbered(11, bad=tuple(epochs[1][0][:6])))
+    go_to(resumed, 1, 3)
+    order, images = one_pass(resumed)
     assert order == epochs[1][0][6:]
     assert torch.equal(images, epochs[1][1][6:])
+    whole = fresh(Numbered(11))
+    go_to(whole, 1, 3)
+    one_pass(whole)
+    assert one_pass(whole)[0] == epochs[2][0]
+
+
+@pytest.mark.parametrize("share", [(1, 1), (2, 1), (1, 2), (3, 2)])
+def test_processes_and_parts_share_the_images_of_each_update(share: tuple[int, int]) -> None:
+    processes, parts = share
+    whole = make_loader(Numbered(31), AUGMENT, batch=12, train=True, seed=2)
+    updates = [sorted(batch["target"].tolist()) for batch in whole]
+    loaders = [
+        make_loader(
+            Numbered(31),
+            AUGMENT,
+            batch=12,
+            train=True,
+            seed=2,
+            share=Share(process=process, processes=processes, parts=parts),
+        )
+        for process in range(processes)
+    ]
+    assert {len(loader) for loader in loaders} == {len(updates) * parts}
+    batches = [[batch["target"].tolist() for batch in loader] for loader in loaders]
+    assert {len(batch) for own in batches for batch in own} == {12 // processes // parts}
+    for number, update in enumerate(updates):
+        mine = [own[number * parts : (number + 1) * parts] for own in batches]
+        assert sorted(target for own in mine for batch in own for target in batch) == update
+
+
+def test_evaluation_is_shared_without_gap_or_repeat() -> None:
+    shares = [Share(process=process, processes=3) for process in range(3)]
+    loaders = [make_loader(Numbered(7), EVALUATE, batch=2, train=False, share=share) for share in shares]
+    assert sorted(target for loader in loaders for target in one_pass(loader)[0]) == list(range(7))
+
+
+def test_what_cannot_be_shared_is_refused() -> None:
+    with pytest.raises(UserError, match="batch is 10, which 2 processes with 3 parts each cannot share evenly"):
+        make_loader(Numbered(30), EVALUATE, batch=10, train=True, share=Share(processes=2, parts=3))
+    with pytest.raises(UserError, match="batch is 12, in 1 parts on 2 processes, but there are only 7 training images"):
+        make_loader(Numbered(7), EVALUATE, batch=12, train=True, share=Share(processes=2))
 
 
 @pytest.mark.parametrize(

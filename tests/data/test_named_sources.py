@@ -10,7 +10,8 @@ from timm.data import IterableImageDataset
 
 from parhelion.data import hugging_face, tensorflow_sets
 from parhelion.data.images import BadImage
-from parhelion.data.loaders import make_loader
+from parhelion.data.loaders import go_to, make_loader
+from parhelion.data.samples import Share
 from parhelion.data.sources import open_source
 from parhelion.data.tensorflow_sets import TimmStream
 from parhelion.data.transforms import Preprocessing, eval_transform
@@ -200,3 +201,16 @@ def test_a_stream_of_timm_goes_through_the_loader() -> None:
     assert batches[0]["image"].shape == (3, 3, 6, 6)
     assert (reader.batch_size, reader.common_seed, reader.workers, reader.epochs) == (3, 5, 0, [0, 1])
     assert (reader.dist_rank, reader.dist_num_replicas) == (0, 1)
+
+
+def test_a_stream_of_timm_goes_on_in_the_middle_with_one_reader_only() -> None:
+    def stream() -> TimmStream:
+        return TimmStream("tfds/x:train", IterableImageDataset(None, reader=StandIn()).reader, 3)
+
+    loader = make_loader(stream(), TRANSFORM, batch=1, train=True)
+    go_to(loader, 1, 2)
+    assert [batch["target"].tolist() for batch in loader] == [[2]]
+    with pytest.raises(UserError, match="cannot go on in the middle of an epoch"):
+        go_to(make_loader(stream(), TRANSFORM, batch=1, train=True, workers=2), 1, 2)
+    with pytest.raises(UserError, match="which 2 processes cannot share"):
+        make_loader(stream(), TRANSFORM, batch=2, train=True, share=Share(processes=2))

@@ -10,14 +10,17 @@ import torch
 from PIL import Image
 
 from parhelion.data.images import BadImage
-from parhelion.data.loaders import make_loader, set_epoch
+from parhelion.data.loaders import go_to, make_loader
+from parhelion.data.samples import Share
 from parhelion.data.sources import Source, open_source
-from parhelion.data.transforms import Preprocessing, eval_transform
+from parhelion.data.transforms import Augmentation, Preprocessing, eval_transform, train_transform
 from parhelion.errors import UserError
 
 Picture = Callable[[int], Image.Image]
 
-TRANSFORM = eval_transform(Preprocessing(image_px=6, mean=(0.5,) * 3, std=(0.5,) * 3))
+PREPROCESSING = Preprocessing(image_px=6, mean=(0.5,) * 3, std=(0.5,) * 3)
+TRANSFORM = eval_transform(PREPROCESSING)
+AUGMENT = train_transform(PREPROCESSING, Augmentation(randaugment=5, erase=0.3))
 LENGTHS = {"train": [5, 3, 4], "validation": [2, 3]}
 
 
@@ -101,15 +104,63 @@ def test_training_reads_every_image_and_fills_the_last_batch(shards: Path) -> No
         assert sorted(order[:12]) == list(range(12))
 
 
-def test_training_workers_give_equally_many_whole_batches(shards: Path) -> None:
+def test_training_workers_take_turns_with_whole_batches(shards: Path) -> None:
     loader = make_loader(opened(shards).train, TRANSFORM, batch=4, train=True, workers=2)
     batches = [batch["name"] for batch in loader]
-    assert [len(names) for names in batches] == [4] * 4
-    assert len(loader) == 4
-    # The workers take turns; what one reads the other does not.
+    assert [len(names) for names in batches] == [4] * 3
+    assert len(loader) == 3
+    # What one reads the other does not.
     first, second = ({name.partition("/")[0] for names in batches[w::2] for name in names} for w in (0, 1))
     assert not first & second
     assert len(first | second) == 3
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+@pytest.mark.parametrize("done", [1, 2, 3])
+def test_a_pass_can_begin_in_the_middle(shards: Path, workers: int, done: int) -> None:
+    def fresh() -> Any:
+        return make_loader(opened(shards).train, AUGMENT, batch=3, train=True, workers=workers, seed=4)
+
+    straight, resumed = fresh(), fresh()
+    epochs = [[(batch["name"], batch["image"]) for batch in straight] for _ in range(3)]
+    go_to(resumed, 1, done)
+    for expected in (epochs[1][done:], epochs[2]):
+        found = [(batch["name"], batch["image"]) for batch in resumed]
+        assert [names for names, _ in found] == [names for names, _ in expected]
+        assert all(torch.equal(ours, theirs) for (_, ours), (_, theirs) in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_uneven_shards_give_every_process_equally_many_batches(shards: Path, parts: int) -> None:
+    loaders = [
+        make_loader(
+            opened(shards).train,
+            TRANSFORM,
+            batch=4,
+            train=True,
+            share=Share(process=process, processes=2, parts=parts),
+        )
+        for process in range(2)
+    ]
+    batches = [[batch["name"] for batch in loader] for loader in loaders]
+    assert [len(own) for own in batches] == [len(loader) for loader in loaders] == [3 * parts] * 2
+    assert {len(names) for own in batches for names in own} == {2 // parts}
+    first, second = ({name.partition("/")[0] for names in own for name in names} for own in batches)
+    assert not first & second
+
+
+def test_processes_share_the_evaluation(shards: Path) -> None:
+    loaders = [
+        make_loader(opened(shards).val, TRANSFORM, batch=2, train=False, share=Share(process=process, processes=3))
+        for process in range(3)
+    ]
+    found = [t for loader in loaders for batch in loader for t in batch["target"].tolist()]
+    assert sorted(found) == [0, 1, 2, 3, 4]
+
+
+def test_too_few_shards_for_the_processes_are_refused(shards: Path) -> None:
+    with pytest.raises(UserError, match=r"3 training shards in .* cannot feed 2 workers on each of 2 processes"):
+        make_loader(opened(shards).train, TRANSFORM, batch=4, train=True, workers=2, share=Share(processes=2))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -124,7 +175,7 @@ def test_a_stream_can_go_to_an_epoch(shards: Path, workers: int) -> None:
     epochs = targets(shards, passes=3, batch=4, train=True, workers=workers)
     loader = make_loader(opened(shards).train, TRANSFORM, batch=4, train=True, workers=workers)
     for epoch in (2, 0, 0):
-        set_epoch(loader, epoch)
+        go_to(loader, epoch)
         assert [t for batch in loader for t in batch["target"].tolist()] == epochs[epoch]
 
 
@@ -168,7 +219,7 @@ def test_a_truncated_shard_is_named_and_the_others_are_read(shards: Path, length
 
 
 def test_more_workers_than_training_shards_are_refused(shards: Path) -> None:
-    with pytest.raises(UserError, match=r"3 training shards in .* cannot feed 4 workers; use at most 3"):
+    with pytest.raises(UserError, match=r"3 training shards in .* cannot feed 4 workers; give at least as many shards"):
         make_loader(opened(shards).train, TRANSFORM, batch=2, train=True, workers=4)
 
 

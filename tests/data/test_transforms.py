@@ -1,11 +1,14 @@
 import dataclasses
 import json
 import random
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from timm.data import create_transform
 
 from parhelion.data.transforms import Augmentation, Preprocessing, eval_transform, train_transform
 from parhelion.errors import UserError
@@ -74,7 +77,7 @@ def test_preprocessing_that_means_nothing_is_refused(change: dict[str, object], 
         ({"crop": "square"}, "crop is 'square'"),
         ({"crop_scale": (0.5, 0.2)}, "crop_scale is"),
         ({"flip": 2.0}, "flip is 2"),
-        ({"randaugment": 11}, "randaugment is 11"),
+        ({"randaugment": 32}, "randaugment is 32"),
         ({"crop": "padded", "crop_scale": (0.5, 1.0)}, "crop is 'padded'"),
     ],
 )
@@ -140,12 +143,74 @@ def test_a_padded_crop_moves_the_image_by_at_most_an_eighth() -> None:
     assert not black[:, 3:-3, 3:-3].any()
 
 
-def test_the_strongest_randaugment_never_fails() -> None:
+@pytest.mark.parametrize("magnitude", [10, 31])
+def test_a_strong_randaugment_never_fails(magnitude: int) -> None:
     # Magnitude 10 made timm posterise to 0 bits, which Pillow 13 refuses.
-    transform = train_transform(RGB, dataclasses.replace(OFF, randaugment=10))
+    transform = train_transform(RGB, dataclasses.replace(OFF, randaugment=magnitude))
     seeded(0)
     image = noise("RGB")
     assert all(torch.isfinite(transform(image)).all() for _ in range(400))
+
+
+def operations(magnitude: int) -> dict[str, Callable[[Image.Image], Image.Image]]:
+    """The operations of RandAugment by timm's names, each always applied."""
+    steps = train_transform(RGB, dataclasses.replace(OFF, randaugment=magnitude)).transforms[1].transforms
+    return always(steps)
+
+
+def always(steps: list[Any]) -> dict[str, Callable[[Image.Image], Image.Image]]:
+    (randaugment,) = (step for step in steps if hasattr(step, "ops"))
+    for operation in randaugment.ops:
+        operation.prob = 1.0
+    return {operation.name: operation for operation in randaugment.ops}
+
+
+def test_no_operation_of_the_strongest_randaugment_leaves_nothing_to_see() -> None:
+    image, fill = noise("RGB").resize((48, 48)), [round(255 * mean) for mean in RGB.mean]
+    for name, operation in operations(31).items():
+        for seed in range(4):
+            seeded(seed)
+            pixels = np.asarray(operation(image)).reshape(-1, 3)
+            assert len(np.unique(pixels, axis=0)) > 3, name
+            assert (pixels != fill).any(axis=1).mean() > 0.3, name
+
+
+def test_beyond_10_randaugment_goes_on_growing_where_it_can() -> None:
+    image = noise("RGB").resize((48, 48))
+    grow = {"Rotate", "ShearX", "ShearY"} | {
+        f"{name}Increasing" for name in ("Color", "Contrast", "Brightness", "Sharpness")
+    }
+    at_10, at_31 = operations(10), operations(31)
+    differ = set()
+    for name in at_10:
+        for seed in range(4):
+            seeded(seed)
+            weak = np.asarray(at_10[name](image))
+            seeded(seed)
+            if (weak != np.asarray(at_31[name](image))).any():
+                differ.add(name)
+    assert differ - {"SolarizeAdd"} == grow
+
+
+@pytest.mark.parametrize("magnitude", [1, 6, 10])
+def test_up_to_10_randaugment_is_timms_but_for_images_of_0_bits(magnitude: int) -> None:
+    _, steps, _ = create_transform(
+        24,
+        is_training=True,
+        separate=True,
+        auto_augment=f"rand-m{magnitude}-mstd0.5-inc1",
+        interpolation=RGB.interpolation,
+        mean=RGB.mean,
+    )
+    theirs, ours = always(steps.transforms), operations(magnitude)
+    assert list(ours) == list(theirs)
+    image = noise("RGB").resize((24, 24))
+    for name in ours.keys() - {"PosterizeIncreasing"}:
+        for seed in range(8):
+            seeded(seed)
+            expected = np.asarray(theirs[name](image))
+            seeded(seed)
+            assert (np.asarray(ours[name](image)) == expected).all(), name
 
 
 def test_colour_jitter_stays_on_beside_randaugment() -> None:

@@ -181,6 +181,14 @@ def test_heads_of_the_h_family_are_4_8_8_8() -> None:
     assert [stage[0].operator.head_dim for stage in model.stages] == [16, 16, 32, 64]
 
 
+def test_qk_ratio_widens_queries_and_keys_only() -> None:
+    plain, wide = (create_model("halonet_tiny", qk_ratio=ratio).stages[1][0].operator for ratio in (1.0, 2.5))
+    width = plain.q.out_channels
+    assert (wide.q.out_channels, wide.kv.out_channels) == (2.5 * width, 3.5 * width)
+    assert (plain.kv.out_channels, wide.dim_out, wide.heads) == (2 * width, plain.dim_out, plain.heads)
+    assert wide(torch.randn(2, width, 6, 10)).shape == (2, width, 3, 5)
+
+
 def test_timm_builds_every_model_under_a_prefix_and_its_own_names_are_untouched() -> None:
     assert set(timm.list_models("parhelion_*")) == {f"parhelion_{name}" for name in MODELS}
     ours = timm.create_model("parhelion_halonet_tiny", num_classes=9, img_size=48, drop_path_rate=0.1)

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from parhelion.recipes.recipe import Recipe
-from parhelion.recipes.small import resnet_tiny
+from parhelion.recipes.small import small_images
 
 COLOURS = {"blue": (40, 60, 200), "green": (40, 160, 60), "red": (200, 40, 40)}
 TRAIN, VAL = 11, 5
@@ -30,7 +30,7 @@ def colour_folders(root: Path, *, colours: dict[str, tuple[int, int, int]] = COL
 
 def quick_recipe(**changes: object) -> Recipe:
     """A recipe that trains on `colour_folders` within seconds."""
-    quick = replace(resnet_tiny(), image_px=16, epochs=2, batch=10, warmup_epochs=0.5, seed=7)
+    quick = replace(small_images("resnet_tiny"), image_px=16, epochs=2, batch=10, warmup_epochs=0.5, seed=7)
     return replace(quick, **changes)
 
 

@@ -17,7 +17,10 @@ FILES = {
     "recipe.json",
     "environment.json",
     "metrics.jsonl",
+    "losses.jsonl",
     "weights.safetensors",
+    "best.safetensors",
+    "checkpoints",
     "learning_curves.png",
     "confusion_matrix.png",
     "predictions.png",
@@ -78,7 +81,7 @@ def test_the_weights_are_those_of_the_last_complete_epoch(tmp_path, data, monkey
         return evaluate(model, loader)
 
     monkeypatch.setattr(classify, "outcome", interrupted)
-    with pytest.raises(KeyboardInterrupt, match="keeps the weights of 2 epochs"):
+    with pytest.raises(KeyboardInterrupt, match=r"parhelion train --resume .* goes on"):
         train(quick_recipe(epochs=5), data=str(data), out=out, quiet=True)
     saved = load_classifier(out)
     assert saved.epoch == 2
@@ -89,16 +92,16 @@ def test_the_weights_are_those_of_the_last_complete_epoch(tmp_path, data, monkey
 def test_a_loss_that_is_not_finite_keeps_the_weights_of_the_epoch_before(tmp_path, data, monkeypatch):
     out, steps, whole = tmp_path / "run", [], classification.task
 
-    def spoiled(label_smoothing):
+    def spoiled(recipe, classes):
         def losses(model, batch):
             steps.append(batch)
-            (loss,) = whole(label_smoothing)(model, batch).values()
+            (loss,) = whole(recipe, classes)(model, batch).values()
             return {"cross_entropy": loss * math.nan if len(steps) == 5 else loss}
 
         return losses
 
     monkeypatch.setattr(classification, "task", spoiled)
-    with pytest.raises(UserError, match="became nan at step 2 of epoch 2; training stopped"):
+    with pytest.raises(UserError, match="became nan at update 2 of epoch 2; training stopped"):
         train(quick_recipe(epochs=4), data=str(data), out=out, quiet=True)
     saved = load_classifier(out)
     assert saved.epoch == 1

@@ -1,6 +1,6 @@
-"""The command line: `parhelion train | evaluate | predict | benchmark | models`.
+"""The command line: `parhelion train | evaluate | predict | compare | benchmark | models | recipes`.
 
-Exit code 0; 2 with one sentence on standard error for a user's mistake; 130 after Ctrl-C.
+Exit code 0; 2 with one sentence on standard error for a user's mistake; 130 after Ctrl-C, 143 after SIGTERM.
 """
 
 import os
@@ -11,6 +11,7 @@ from contextlib import suppress
 from importlib import import_module
 
 from parhelion.errors import UserError, nearest
+from parhelion.train.stopping import Stopped
 from parhelion.version import __version__
 
 USER_MISTAKE, INTERRUPTED, PIPE_CLOSED = 2, 130, 141
@@ -20,8 +21,10 @@ VERBS = {
     "train": "train a recipe on your images",
     "evaluate": "score a trained model on your images",
     "predict": "say what is in image files",
+    "compare": "put runs side by side: accuracy, cost, time",
     "benchmark": "time a model against others on this machine",
     "models": "list the models, with parameters and multiply-adds",
+    "recipes": "list the recipes, with what they cost and what should come out",
 }
 
 HELP = """usage: parhelion COMMAND ...
@@ -46,6 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"parhelion: {error}", file=sys.stderr)
         return USER_MISTAKE
+    except Stopped as stopped:
+        print(f"parhelion: {stopped}", file=sys.stderr)
+        return stopped.code
     except KeyboardInterrupt as interrupt:
         print(f"parhelion: {str(interrupt) or 'stopped'}", file=sys.stderr)
         return INTERRUPTED

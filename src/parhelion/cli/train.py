@@ -1,8 +1,9 @@
-"""`parhelion train RECIPE --data SOURCE --out DIR`."""
+"""`parhelion train RECIPE --data SOURCE --out DIR` and `parhelion train --resume DIR`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from inspect import getdoc
 from pathlib import Path
+from typing import Any
 
 import tyro
 
@@ -10,10 +11,15 @@ from parhelion.cli.arguments import parsed
 from parhelion.errors import UserError
 from parhelion.recipes.recipe import Recipe
 from parhelion.recipes.table import RECIPES, recipe
+from parhelion.train.record import saved_recipe
 
-HELP = """usage: parhelion train RECIPE --data SOURCE --out DIR [--FIELD VALUE ...]
+FIRST = "halonet_tiny"
 
-Train a recipe on your images; every field of the recipe can be changed.
+HELP = """usage: parhelion train RECIPE --data SOURCE --out DIR [--FIELD VALUE ...] [--resume]
+       parhelion train --resume DIR
+
+Train a recipe on your images; every field of the recipe can be changed. With --resume a run that was stopped, or
+killed, goes on from its last good checkpoint; where DIR holds none yet, the first form begins one.
 
 recipes:
 {recipes}
@@ -35,6 +41,13 @@ class Arguments:
     """Where a torch/, hfds/, wds/ or tfds/ dataset lies on disk."""
     download: bool = False
     """Allow the dataset to be downloaded."""
+    init_from: str | None = None
+    """Weights to start from: a run folder, a .safetensors file, hf-hub:OWNER/NAME or timm:NAME; they are adapted to
+    other classes, channels, image sizes, blocks and halos."""
+    resume: bool = False
+    """Go on with the run in --out, if there is one."""
+    track: tuple[str, ...] = ()
+    """Where metrics go besides the run's folder: tensorboard, wandb."""
     recipe: Recipe
 
 
@@ -42,20 +55,10 @@ def run(arguments: list[str]) -> None:
     """Train as `arguments` say."""
     if not arguments or arguments[0] in ("-h", "--help"):
         if not arguments:
-            raise UserError(f"name a recipe: {', '.join(RECIPES)}")
+            raise UserError(f"name a recipe, such as {FIRST}; parhelion recipes lists them all")
         print(HELP.format(recipes="\n".join(_recipe_lines())), end="")
         return
-    name, *options = arguments
-    if name.startswith("-"):
-        raise UserError(f"name a recipe before {name}: {', '.join(RECIPES)}")
-    default = Arguments(data=tyro.MISSING, out=tyro.MISSING, recipe=recipe(name))
-    chosen = parsed(
-        Arguments,
-        options,
-        prog=f"parhelion train {name}",
-        default=default,
-        description=getdoc(RECIPES[name]),
-    )
+    chosen = _to_resume(arguments) if arguments[0].partition("=")[0] == "--resume" else _chosen(arguments)
     # Brings torch, which the help above need not wait for.
     from parhelion.recipes.classification import train
 
@@ -65,6 +68,60 @@ def run(arguments: list[str]) -> None:
         out=chosen.out,
         data_dir=chosen.data_dir,
         download=chosen.download,
+        init_from=chosen.init_from,
+        resume=chosen.resume,
+        track=chosen.track,
+    )
+
+
+def _chosen(arguments: list[str]) -> Arguments:
+    """What RECIPE and the options after it ask for."""
+    name, *options = arguments
+    if name.startswith("-"):
+        raise UserError(f"name a recipe before {name}, such as {FIRST}; parhelion recipes lists them all")
+    default = Arguments(data=tyro.MISSING, out=tyro.MISSING, recipe=recipe(name))
+    return parsed(
+        Arguments,
+        options,
+        prog=f"parhelion train {name}",
+        default=default,
+        description=getdoc(RECIPES[name]),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resumed:
+    """Go on with a run as it was begun."""
+
+    resume: Path
+    """Folder of the run."""
+    workers: int | None = None
+    """Processes that read images; those of the recipe if not given."""
+    track: tuple[str, ...] = ()
+    """Where metrics go besides the run's folder: tensorboard, wandb."""
+
+
+def _to_resume(arguments: list[str]) -> Arguments:
+    """What the recipe in the folder of `--resume DIR` asks for."""
+    chosen = parsed(Resumed, arguments, prog="parhelion train --resume DIR")
+    saved = saved_recipe(chosen.resume)
+    asked = {name: saved.pop(name, None) for name in ("data", "data_dir", "init_from")}
+    known = {field.name for field in fields(Recipe)}
+    if asked["data"] is None or saved.keys() - known:
+        odd = ", ".join(sorted(saved.keys() - known)) or "no data"
+        raise UserError(f"the recipe in {chosen.resume} has {odd}; resume with the parhelion that wrote it, or newer")
+    # JSON has no tuples.
+    values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in saved.items()}
+    if chosen.workers is not None:
+        values["workers"] = chosen.workers
+    return Arguments(
+        data=asked["data"],
+        data_dir=Path(asked["data_dir"]) if asked["data_dir"] else None,
+        init_from=asked["init_from"],
+        out=chosen.resume,
+        resume=True,
+        track=chosen.track,
+        recipe=Recipe(**values),
     )
 
 

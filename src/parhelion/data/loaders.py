@@ -1,29 +1,34 @@
 """Batches: shuffled and augmented the same way for the same seed, without the images that cannot be read."""
 
 import copy
-import hashlib
 import random
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sized
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from multiprocessing import Array
-from typing import Literal, TypeAlias, TypedDict
+from typing import Any, Literal, TypeAlias, TypedDict, cast
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, get_worker_info
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, Subset, get_worker_info
 
 from parhelion.data.images import BadImage
-from parhelion.data.samples import Sample, Stream
+from parhelion.data.samples import Sample, Share, Stream
 from parhelion.errors import UserError
+from parhelion.seeds import number, seed_cpu
 
 Transform: TypeAlias = Callable[[Image.Image], Tensor]
 Ready: TypeAlias = tuple[Tensor | BadImage, int, str]
 Ticket: TypeAlias = tuple[int, int]
 """Which sample, in which epoch."""
+
+
+# How long a worker outlives a SIGTERM: as long as torchrun waits before it kills.
+GRACE_SECONDS = 30
 
 
 class Batch(TypedDict):
@@ -47,8 +52,13 @@ def make_loader(
     workers: int = 0,
     seed: int = 0,
     on_bad_image: Literal["skip", "refuse"] = "refuse",
+    share: Share | None = None,
 ) -> DataLoader:
     """A DataLoader of `Batch`: `train` shuffles and draws augmentations, otherwise the order is that of `samples`.
+
+    batch: Images of one update in training, of all processes and parts together; in evaluation of one batch.
+    share: What this process reads of each update's images (training) or of all images (evaluation), and in how many
+        parts; everything at once if None. The images of an update are the same whatever the processes and parts.
 
     Bad images: with "refuse" the first one raises its BadImage in the process that iterates, also when a worker
     read it; with "skip" the batch goes without it and says so in `bad`. A batch may thus be smaller than `batch`,
@@ -56,50 +66,56 @@ def make_loader(
 
     Determinism: order and augmentations depend on the seed, the epoch and (for a dataset with an order) on the
     image, not on `workers` nor on what ran before, and no global generator is left changed. Each pass is the next
-    epoch; `set_epoch` goes to another one.
+    epoch; `go_to` goes to another one, or into the middle of one.
 
-    Training drops the last batch when it is incomplete, so that no batch norm sees a single image, unless it is the
-    only one. A stream rounds its training pass up to whole batches instead: some images come twice.
+    Training leaves out the last images where they do not fill an update, so that no batch norm sees a single image,
+    unless that is all there are. A stream rounds its training pass up to whole updates instead: some images come twice.
 
-    Workers ignore Ctrl-C, which the main process handles, and live until the loader is gone. Raises UserError.
+    Workers ignore Ctrl-C and SIGTERM, which the main process handles, and live until the loader is gone. Raises
+    UserError.
     """
+    share = share or Share()
     if batch < 1 or workers < 0:
         raise UserError(f"batch is {batch} and workers is {workers}, but they should be at least 1 and 0")
     if on_bad_image not in ("skip", "refuse"):
         raise UserError(f"on_bad_image is {on_bad_image!r}, but it should be 'skip' or 'refuse'")
+    if train and batch % (share.processes * share.parts):
+        raise UserError(
+            f"batch is {batch}, which {share.processes} processes with {share.parts} parts each cannot share evenly"
+        )
+    local = batch // (share.processes * share.parts) if train else batch
     ready: Dataset[Ready]
-    sampler, drop_last = None, False
+    batching: dict[str, Any] = {"batch_size": local}
     if isinstance(samples, Stream):
         ready = _ReadyStream(samples, transform, seed if train else None)
-        ready.samples.arrange(batch=batch, workers=workers, seed=seed)
-    else:
-        count = len(samples)  # type: ignore[arg-type]  # torch's Dataset promises no length; ours have one
+        ready.samples.arrange(batch=local, workers=workers, seed=seed, share=share)
+    elif train:
         ready = _ReadySamples(samples, transform, seed)
-        sampler = _ShuffledEpochs(count, seed) if train else None
-        drop_last = train and count > batch
+        batching = {"batch_sampler": _Updates(_length(samples), local, share, seed)}
+    else:
+        rows = range(share.process, _length(samples), share.processes)
+        ready = _ReadySamples(samples if share.processes == 1 else Subset(samples, rows), transform, seed)
     return DataLoader(
         ready,
-        batch_size=batch,
-        sampler=sampler,
-        drop_last=drop_last,
         num_workers=workers,
         persistent_workers=workers > 0,
         collate_fn=partial(collate, refuse=on_bad_image == "refuse"),
-        worker_init_fn=_ignore_interrupt,
+        worker_init_fn=_outlive_signals,
         pin_memory=torch.cuda.is_available(),
         # Without one, every pass would draw a number from the global generator.
         generator=torch.Generator().manual_seed(seed),
+        **batching,
     )
 
 
-def set_epoch(loader: DataLoader, epoch: int) -> None:
-    """Make the next pass over a loader of `make_loader` that of `epoch`, counted from 0.
+def go_to(loader: DataLoader, epoch: int, batches: int = 0) -> None:
+    """Make the next pass over a training loader that of `epoch` (from 0), without its first `batches` batches.
 
-    A loader that Accelerate has prepared has a method of this name, and calls it at the start of every pass.
+    Those batches are not read: images of a dataset with an order are not even opened; a stream passes over their bytes.
     """
-    for part in (loader.sampler, loader.dataset):
-        if isinstance(part, _ShuffledEpochs | _ReadyStream):
-            part.set_epoch(epoch)
+    for part in (loader.batch_sampler, loader.dataset):
+        if isinstance(part, _Updates | _ReadyStream):
+            part.go_to(epoch, batches)
 
 
 def collate(samples: list[Ready], *, refuse: bool) -> Batch:
@@ -117,23 +133,50 @@ def collate(samples: list[Ready], *, refuse: bool) -> Batch:
     )
 
 
-class _ShuffledEpochs(Sampler[Ticket]):
-    """Every index once, in an order that depends on seed and epoch only; each pass is the next epoch."""
+@dataclass
+class _Position:
+    """Where the next pass begins: its epoch, and how many batches it leaves out."""
 
-    def __init__(self, count: int, seed: int) -> None:
-        self.count, self.seed, self.epoch = count, seed, 0
+    epoch: int = 0
+    batches: int = 0
 
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
+    def next_pass(self) -> tuple[int, int]:
+        """The position; the one after it is the beginning of the next epoch."""
+        begin = self.epoch, self.batches
+        self.epoch, self.batches = self.epoch + 1, 0
+        return begin
+
+
+class _Updates(Sampler[list[Ticket]]):
+    """This process's batches of every update, in an order that depends on seed and epoch only."""
+
+    def __init__(self, count: int, batch: int, share: Share, seed: int) -> None:
+        together = batch * share.processes * share.parts
+        # All there is, if that is less than a batch and nobody has to share it.
+        self.whole = count < together and share.processes * share.parts == 1
+        if count < together and not self.whole:
+            raise UserError(
+                f"batch is {together}, in {share.parts} parts on {share.processes} processes, but there are only "
+                f"{count} training images"
+            )
+        self.count, self.batch, self.share, self.seed = count, batch, share, seed
+        self.position = _Position()
+
+    def go_to(self, epoch: int, batches: int) -> None:
+        self.position = _Position(epoch, batches)
 
     def __len__(self) -> int:
-        return self.count
+        if self.whole:
+            return 1
+        return self.count // (self.batch * self.share.processes * self.share.parts) * self.share.parts
 
-    def __iter__(self) -> Iterator[Ticket]:
-        epoch, self.epoch = self.epoch, self.epoch + 1
-        generator = torch.Generator().manual_seed(_number("order", self.seed, epoch))
+    def __iter__(self) -> Iterator[list[Ticket]]:
+        epoch, done = self.position.next_pass()
+        generator = torch.Generator().manual_seed(number("order", self.seed, epoch))
         order = torch.randperm(self.count, generator=generator).tolist()
-        return ((index, epoch) for index in order)
+        for batch in range(done, len(self)):
+            first = (batch * self.share.processes + self.share.process) * self.batch
+            yield [(index, epoch) for index in order[first : first + self.batch]]
 
 
 class _ReadySamples(Dataset[Ready]):
@@ -143,7 +186,7 @@ class _ReadySamples(Dataset[Ready]):
         self.samples, self.transform, self.seed = samples, transform, seed
 
     def __len__(self) -> int:
-        return len(self.samples)  # type: ignore[arg-type]  # see make_loader
+        return _length(self.samples)
 
     def __getitem__(self, ticket: int | Ticket) -> Ready:
         return self.__getitems__([ticket])[0]
@@ -157,7 +200,7 @@ class _ReadySamples(Dataset[Ready]):
         index, epoch = ticket if isinstance(ticket, tuple) else (ticket, None)
         sample = self.samples[index]
         if epoch is not None:
-            _seed_global_generators("image", self.seed, epoch, index)
+            seed_cpu("image", self.seed, epoch, index)
         return _transformed(sample, self.transform)
 
 
@@ -166,49 +209,42 @@ class _ReadyStream(IterableDataset[Ready]):
 
     def __init__(self, samples: Stream, transform: Transform, seed: int | None) -> None:
         self.samples, self.transform, self.seed = copy.copy(samples), transform, seed
-        # Shared with the workers: how often set_epoch was called, and with what.
-        self.order = Array("q", [0, 0])
-        self.obeyed, self.passes = 0, 0
+        # Shared with the workers: how often go_to was called, and with what.
+        self.order = Array("q", [0, 0, 0])
+        self.obeyed, self.position = 0, _Position()
 
-    def set_epoch(self, epoch: int) -> None:
+    def go_to(self, epoch: int, batches: int) -> None:
+        # Here already, and not in a worker, a stream says that it cannot.
+        self.samples.go_to(epoch, batches)
         with self.order.get_lock():
-            self.order[:] = [self.order[0] + 1, epoch]
+            self.order[:] = [self.order[0] + 1, epoch, batches]
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def __iter__(self) -> Iterator[Ready]:
-        calls, start = self.order[:]
+        calls, *wanted = self.order[:]
         if calls != self.obeyed:
-            self.obeyed, self.passes = calls, 0
-        epoch, self.passes = start + self.passes, self.passes + 1
-        self.samples.set_epoch(epoch)
-        worker = get_worker_info()
-        for count, sample in enumerate(self.samples):
+            self.obeyed, self.position = calls, _Position(*wanted)
+        epoch, done = self.position.next_pass()
+        self.samples.go_to(epoch, done)
+        reader, passed = self.samples.reader_number(), self.samples.passed()
+        for count, sample in enumerate(self.samples, start=passed):
             with _global_generators_kept():
                 if self.seed is not None:
-                    _seed_global_generators("stream", self.seed, epoch, worker.id if worker else 0, count)
+                    seed_cpu("stream", self.seed, epoch, reader, count)
                 ready = _transformed(sample, self.transform)
             yield ready
+
+
+def _length(samples: Dataset[Sample]) -> int:
+    # torch's Dataset promises no length; ours have one.
+    return len(cast("Sized", samples))
 
 
 def _transformed(sample: Sample, transform: Transform) -> Ready:
     image, target, name = sample
     return (image if isinstance(image, BadImage) else transform(image)), target, name
-
-
-def _number(*key: str | int) -> int:
-    """A 32-bit number that depends on `key` alone."""
-    return int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=4).digest(), "big")
-
-
-def _seed_global_generators(*key: str | int) -> None:
-    """Seed what timm's and torchvision's augmentations draw from."""
-    number = _number(*key)
-    random.seed(number)
-    np.random.seed(number)
-    # Not torch.manual_seed: it would seed the GPUs as well.
-    torch.default_generator.manual_seed(number)
 
 
 @contextmanager
@@ -226,6 +262,11 @@ def _global_generators_kept() -> Iterator[None]:
         torch.set_rng_state(states[2])
 
 
-def _ignore_interrupt(_worker: int) -> None:
-    """Leave Ctrl-C to the main process, which ends its workers; else each of them prints a traceback."""
+def _outlive_signals(_worker: int) -> None:
+    """Leave Ctrl-C and SIGTERM to the main process, which saves with the help of its workers and then ends them.
+
+    A cluster sends SIGTERM to all processes at once. A worker that is still there long after it ends by itself.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "alarm"):
+        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE_SECONDS))

@@ -31,23 +31,41 @@ class Source:
     class_names: tuple[str, ...]
 
 
-class Stream(IterableDataset[Sample]):
-    """Samples that come in the order in which they are stored, each worker process reading its share.
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """What one process reads of the images that several train or evaluate on together."""
 
-    `make_loader` calls `arrange` once and `set_epoch` before every pass, in the process that reads.
+    process: int = 0
+    processes: int = 1
+    # Batches that make one update.
+    parts: int = 1
+
+
+class Stream(IterableDataset[Sample]):
+    """Samples that come in the order in which they are stored, each worker of each process reading its share.
+
+    `make_loader` calls `arrange` once and `go_to` before every pass, in the process that reads.
     """
 
     @abstractmethod
-    def arrange(self, *, batch: int, workers: int, seed: int) -> None:
-        """Get ready for one loader; raises UserError when so many workers cannot be fed."""
+    def arrange(self, *, batch: int, workers: int, seed: int, share: Share) -> None:
+        """Get ready for one loader; raises UserError when so many workers or processes cannot be fed."""
 
     @abstractmethod
-    def set_epoch(self, epoch: int) -> None:
-        """Make the next pass that of `epoch`: each has an order of its own."""
+    def go_to(self, epoch: int, batches: int) -> None:
+        """Make the next pass that of `epoch`, each with an order of its own, without its first `batches` batches."""
+
+    @abstractmethod
+    def reader_number(self) -> int:
+        """The number, among all readers, of the one whose part the process that calls this reads."""
+
+    @abstractmethod
+    def passed(self) -> int:
+        """How many samples of that part the next pass leaves out."""
 
     @abstractmethod
     def __len__(self) -> int:
-        """Samples in one pass over all workers."""
+        """Samples in one pass over all workers of this process."""
 
     @abstractmethod
     def __iter__(self) -> Iterator[Sample]: ...

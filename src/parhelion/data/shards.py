@@ -18,7 +18,7 @@ from typing import Any, TypeAlias
 from torch.utils.data import get_worker_info
 
 from parhelion.data.images import ENDINGS, BadImage, open_image
-from parhelion.data.samples import VAL_NAMES, Sample, Source, Split, Stream, few, numbered, val_name
+from parhelion.data.samples import VAL_NAMES, Sample, Share, Source, Split, Stream, few, numbered, val_name
 from parhelion.errors import UserError
 
 INFO_NAMES = ("_info.json", "info.json")
@@ -37,11 +37,11 @@ class Shard:
 
 
 class Shards(Stream):
-    """The samples of one split; each worker reads every n-th shard. A sample is named `shard.tar/key`.
+    """The samples of one split; each worker of each process reads its own shards. A sample is named `shard.tar/key`.
 
-    Training shuffles the shards, and the samples among the 2,048 read last. Each worker then gives the same number
-    of whole batches, starting over where its shards hold too few; so where shards do not divide evenly among
-    workers, a pass repeats some images and misses others.
+    Training shuffles the shards, and the samples among the 2,048 read last. A pass has equally many whole batches in
+    every process, whatever their shards hold: a reader starts over where its shards hold too few. So where shards do
+    not divide evenly among readers, a pass repeats some images and misses others, and no process waits for another.
     """
 
     def __init__(
@@ -49,36 +49,59 @@ class Shards(Stream):
     ) -> None:
         self.shards, self.train, self.in_chans = list(shards), train, in_chans
         self.class_count, self.label_field = class_count, label_field
-        self.batch, self.workers, self.seed, self.epoch = 1, 1, 0, 0
+        self.batch, self.workers, self.seed, self.share = 1, 1, 0, Share()
+        self.epoch, self.done = 0, 0
 
-    def arrange(self, *, batch: int, workers: int, seed: int) -> None:
-        self.batch, self.workers, self.seed = batch, max(1, workers), seed
-        if self.train and self.workers > len(self.shards):
+    def arrange(self, *, batch: int, workers: int, seed: int, share: Share) -> None:
+        self.batch, self.workers, self.seed, self.share = batch, max(1, workers), seed, share
+        readers = self.workers * share.processes
+        if self.train and readers > len(self.shards):
+            on_each = f" on each of {share.processes} processes" if share.processes > 1 else ""
             raise UserError(
-                f"{len(self.shards)} training shards in {self.shards[0].file.parent} cannot feed {workers} workers; "
-                f"use at most {len(self.shards)}"
+                f"{len(self.shards)} training shards in {self.shards[0].file.parent} cannot feed {self.workers} "
+                f"workers{on_each}; give at least as many shards, or fewer workers or processes"
             )
 
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
+    def go_to(self, epoch: int, batches: int) -> None:
+        self.epoch, self.done = epoch, batches
+
+    def reader_number(self) -> int:
+        return self.share.process * self.workers + self._turn()
+
+    def passed(self) -> int:
+        return max(0, -(-(self.done - self._turn()) // self.workers)) * self.batch
 
     def __len__(self) -> int:
-        return self._samples_per_worker() * self.workers if self.train else sum(s.samples for s in self.shards)
+        return self._batches() * self.batch if self.train else sum(shard.samples for shard in self._own())
 
     def __iter__(self) -> Iterator[Sample]:
-        worker = get_worker_info()
-        share = slice(worker.id, None, worker.num_workers) if worker else slice(None)
         if not self.train:
-            return map(self._sample, _records(self.shards[share]))
-        # Every worker must shuffle the shards alike, and then its samples in its own way.
-        shards = Random(repr((self.seed, self.epoch))).sample(self.shards, len(self.shards))[share]
-        own = Random(repr((self.seed, self.epoch, worker.id if worker else 0)))
+            return map(self._sample, _records(self._own()[self._worker() :: self.workers]))
+        # Every reader must shuffle the shards alike, and then its samples in its own way.
+        order = Random(repr((self.seed, self.epoch))).sample(self.shards, len(self.shards))
+        shards = order[self.share.process :: self.share.processes][self._turn() :: self.workers]
+        own = Random(repr((self.seed, self.epoch, self.reader_number())))
         passes = (_shuffled(_records(shards), own) for _ in count())
-        return map(self._sample, islice(chain.from_iterable(passes), self._samples_per_worker()))
+        samples = -(-(self._batches() - self._turn()) // self.workers) * self.batch
+        # What was passed is neither decoded nor transformed, only read.
+        return map(self._sample, islice(chain.from_iterable(passes), self.passed(), samples))
 
-    def _samples_per_worker(self) -> int:
+    def _own(self) -> list[Shard]:
+        """This process's shards in evaluation."""
+        return self.shards[self.share.process :: self.share.processes]
+
+    def _worker(self) -> int:
+        worker = get_worker_info()
+        return worker.id if worker else 0
+
+    def _turn(self) -> int:
+        """Which of the pass's readers this worker is: the first worker always gives the first batch that is read."""
+        return (self._worker() + self.done) % self.workers
+
+    def _batches(self) -> int:
+        """Training batches of each process in a pass."""
         total = sum(shard.samples for shard in self.shards)
-        return -(-total // (self.workers * self.batch)) * self.batch
+        return -(-total // (self.batch * self.share.processes * self.share.parts)) * self.share.parts
 
     def _sample(self, record: Record) -> Sample:
         if isinstance(record, BadImage):

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from parhelion.data.fashion import BundledImages, bundled_images
+from parhelion.data.fashion import bundled_images, open_bundled, open_fashion
 from parhelion.data.folders import open_folder
 from parhelion.data.hugging_face import open_hugging_face
 from parhelion.data.images import MODES
@@ -21,6 +21,7 @@ NAMED = {
     "wds": open_shards,
     "tfds": open_tensorflow,
 }
+FASHION = "fashion-mnist"
 
 
 def open_source(
@@ -35,9 +36,12 @@ def open_source(
 
     `bundled`: the images that come with Parhelion, evaluated on the test images.
 
+    `fashion-mnist`: all 70,000 images of which those are a part, from Debian's package dataset-fashion-mnist or from
+    `data_dir`, a folder with the same four files or with torchvision's download, which `download` fetches.
+
     A folder with `train/` and one of `val/`, `validation/`, `valid/`, `test/` (the first that exists), in each a
     folder per class; for the evaluation split alone, also a folder that holds the class folders itself. A folder
-    called `bundled` is `./bundled`.
+    called `bundled` is `./bundled`; so with `fashion-mnist`.
 
     `torch/NAME`, `hfds/NAME`, `wds/NAME`, `tfds/NAME`: as timm spells them. These read from `data_dir` (torch, wds:
     required) and fetch what is missing if `download` (hfds: always).
@@ -49,20 +53,16 @@ def open_source(
     kind, slash, _ = spec.partition("/")
     if slash and kind in NAMED:
         return NAMED[kind](spec, data_dir=data_dir, download=download, in_chans=in_chans, splits=splits)
+    if spec == FASHION:
+        return open_fashion(spec, data_dir=data_dir, download=download, in_chans=in_chans, splits=splits)
     if data_dir is not None or download:
         raise UserError(f"data_dir and download are for sources such as torch/cifar10, but the source is '{spec}'")
     if spec == "bundled":
-        return _bundled(in_chans, splits)
+        return open_bundled(in_chans=in_chans, splits=splits)
     if spec and Path(spec).exists():
         return open_folder(Path(spec), in_chans=in_chans, splits=splits)
     raise UserError(
         f"there is no data source '{spec}': it should be an existing folder with train/ and val/, 'bundled', "
-        f"or one of timm's names, {', '.join(f'{kind}/NAME' for kind in NAMED)}"
-        + nearest(spec, ["bundled", *(f"{kind}/" for kind in NAMED)])
+        f"'{FASHION}', or one of timm's names, {', '.join(f'{kind}/NAME' for kind in NAMED)}"
+        + nearest(spec, ["bundled", FASHION, *(f"{kind}/" for kind in NAMED)])
     )
-
-
-def _bundled(in_chans: int, splits: Sequence[Split]) -> Source:
-    train = BundledImages("train", in_chans) if "train" in splits else None
-    val = BundledImages("test", in_chans) if "val" in splits else None
-    return Source("bundled", train, val, bundled_images("test")[2])

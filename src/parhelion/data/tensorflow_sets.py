@@ -3,11 +3,14 @@
 from collections.abc import Iterator, Sequence
 from importlib import import_module
 from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from torch.utils.data import get_worker_info
+
 from parhelion.data.images import MODES, BadImage, as_mode
-from parhelion.data.samples import VAL_NAMES, Sample, Source, Split, Stream, opening_error, val_name
+from parhelion.data.samples import VAL_NAMES, Sample, Share, Source, Split, Stream, opening_error, val_name
 from parhelion.errors import UserError
 
 
@@ -16,21 +19,37 @@ class TimmStream(Stream):
 
     def __init__(self, name: str, reader: Any, in_chans: int) -> None:
         self.name, self.reader, self.in_chans = name, reader, in_chans
+        self.batch, self.workers, self.done = 1, 0, 0
 
-    def arrange(self, *, batch: int, workers: int, seed: int) -> None:
+    def arrange(self, *, batch: int, workers: int, seed: int, share: Share) -> None:
+        if share.processes > 1:
+            raise UserError(f"{self.name} is a stream of timm's, which {share.processes} processes cannot share")
+        self.batch, self.workers = batch, workers
         self.reader.batch_size, self.reader.common_seed = batch, seed
-        # Accelerate hands each process its part of every batch; timm would divide a second time.
         self.reader.dist_rank, self.reader.dist_num_replicas = 0, 1
         self.reader.set_loader_cfg(num_workers=workers)
 
-    def set_epoch(self, epoch: int) -> None:
+    def go_to(self, epoch: int, batches: int) -> None:
+        if batches and self.workers > 1:
+            raise UserError(
+                f"{self.name}, read by {self.workers} workers, cannot go on in the middle of an epoch; read it with "
+                "--workers 0 or 1, or with --checkpoint-updates 0"
+            )
         self.reader.set_epoch(epoch)
+        self.done = batches
+
+    def reader_number(self) -> int:
+        worker = get_worker_info()
+        return worker.id if worker else 0
+
+    def passed(self) -> int:
+        return self.done * self.batch
 
     def __len__(self) -> int:
         return len(self.reader)
 
     def __iter__(self) -> Iterator[Sample]:
-        for number, (image, target) in enumerate(self.reader):
+        for number, (image, target) in islice(enumerate(self.reader), self.passed(), None):
             name = f"{self.name}/{number}"
             try:
                 yield as_mode(image, self.in_chans, name=name), int(target), name

@@ -82,7 +82,9 @@ class Augmentation:
     flip: float = 0.5
     """Probability of a mirror image."""
     randaugment: int = 0
-    """RandAugment's magnitude, 0 to 10 (arXiv 1909.13719): timm's rand-mN-mstd0.5-inc1; 0 is off."""
+    """RandAugment's magnitude, 0 to 31 (arXiv 1909.13719): timm's rand-mN-mstd0.5-inc1; 0 is off. Beyond 10 rotation,
+    shear, colour, contrast, brightness and sharpness go on growing, as in EfficientNet's implementation; posterising
+    and shifts do not."""
     erase: float = 0.0
     """Probability that a rectangle is replaced by noise (random erasing, arXiv 1708.04896)."""
     color_jitter: float = 0.0
@@ -96,7 +98,7 @@ class Augmentation:
         _require(0 < low <= high, "crop_ratio", self.crop_ratio, "two rising positive numbers")
         _require(0 <= self.flip <= 1, "flip", self.flip, "a probability, 0 to 1")
         _require(0 <= self.erase <= 1, "erase", self.erase, "a probability, 0 to 1")
-        _require(0 <= self.randaugment <= 10, "randaugment", self.randaugment, "0 (off) to 10")
+        _require(0 <= self.randaugment <= 31, "randaugment", self.randaugment, "0 (off) to 31")
         _require(self.color_jitter >= 0, "color_jitter", self.color_jitter, "0 (off) or more")
         if self.crop != "resized" and (self.crop_scale, self.crop_ratio) != (WHOLE_SCALE, WHOLE_RATIO):
             raise UserError(f"crop_scale and crop_ratio are for crop 'resized', but crop is '{self.crop}'")
@@ -131,7 +133,7 @@ def train_transform(preprocessing: Preprocessing, augmentation: Augmentation) ->
         ratio=augmentation.crop_ratio,
         hflip=augmentation.flip,
         color_jitter=None,
-        auto_augment=f"rand-m{augmentation.randaugment}-mstd0.5-inc1" if augmentation.randaugment else None,
+        auto_augment=_randaugment(augmentation.randaugment),
         interpolation=preprocessing.interpolation,
         mean=preprocessing.mean,
         std=preprocessing.std,
@@ -139,7 +141,7 @@ def train_transform(preprocessing: Preprocessing, augmentation: Augmentation) ->
         re_mode="pixel",
     )
     for step in augment.transforms:
-        _keep_one_bit(step)
+        _cap(step)
     if augmentation.crop != "resized":
         crop = _square_crop(preprocessing, augmentation)
     steps = [crop, augment, normalise]
@@ -149,12 +151,29 @@ def train_transform(preprocessing: Preprocessing, augmentation: Augmentation) ->
     return transforms.Compose(steps)
 
 
-def _keep_one_bit(randaugment: Any) -> None:
-    """Cap timm's posterising: at magnitude 10 it would keep 0 bits, which is black, and an error in Pillow 13."""
+# The largest magnitude of operations that would leave nothing to see beyond it; the others stop at the recipe's.
+CAPS = {
+    # 1 bit, as from 7.5 on. At 10 timm would keep 0 bits, which is black, and an error in Pillow 13.
+    "PosterizeIncreasing": 9,
+    # 45% of the image. EfficientNet's 10 pixels per step come to as much, since its images grow with the magnitude: 44%
+    # of 320 pixels at 14, 52% of 600 at 31. timm counts in shares: at 23 the image would leave its frame.
+    "TranslateXRel": 10,
+    "TranslateYRel": 10,
+}
+
+
+def _randaugment(magnitude: int) -> str | None:
+    """RandAugment in timm's words; None for magnitude 0."""
+    # timm caps magnitudes at 10 unless told otherwise.
+    higher = "-mmax31" if magnitude > 10 else ""
+    return f"rand-m{magnitude}-mstd0.5-inc1{higher}" if magnitude else None
+
+
+def _cap(randaugment: Any) -> None:
+    """Set the magnitudes beyond which timm's operations do not go."""
     for operation in randaugment.ops:
-        if operation.name == "PosterizeIncreasing":
-            # 1 bit, as from magnitude 7.5 on.
-            operation.magnitude_max = 9
+        if operation.name in CAPS:
+            operation.magnitude_max = CAPS[operation.name]
 
 
 def _square_crop(preprocessing: Preprocessing, augmentation: Augmentation) -> Callable[[Image.Image], Image.Image]:

@@ -14,15 +14,25 @@ import torch
 from torch import Tensor
 
 from parhelion.evaluate.classify import Outcome
-from parhelion.train.atomic import replacement
+from parhelion.evaluate.drawing import (
+    AMBER,
+    BLUE,
+    EMPTY,
+    GREEN,
+    INK,
+    PAPER,
+    RED,
+    dress,
+    new_figure,
+    plain,
+    save_figure,
+    short,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
     from PIL.Image import Image
 
-INK, FAINT, PAPER, EMPTY = "#1f2430", "#8a90a0", "#ffffff", "#f5f6f9"
-BLUE, AMBER, GREEN, RED = "#2f6fb0", "#e08a1e", "#2e8b57", "#c8362f"
 # Beyond these many classes a cell has no room for its number, and not every class for its name.
 CLASSES_WITH_NUMBERS = 20
 CLASSES_WITH_NAMES = 40
@@ -41,7 +51,7 @@ class Tile:
 
 def learning_curves(rows: Sequence[Mapping[str, float]], path: Path, title: str) -> None:
     """Draw loss and accuracy over the epochs of metrics.jsonl's `rows` to `path`."""
-    figure = _figure(10.0, 4.2, title)
+    figure = new_figure(10.0, 4.2, title)
     loss, accuracy = figure.subplots(1, 2)
     epochs = [row["epoch"] for row in rows]
     _curve(loss, epochs, [row["train_loss"] for row in rows], AMBER, "training")
@@ -54,7 +64,7 @@ def learning_curves(rows: Sequence[Mapping[str, float]], path: Path, title: str)
     _dress(accuracy, "validation accuracy, %", epochs)
     low = min(100 * row["top1"] for row in rows)
     accuracy.set_ylim(bottom=max(0.0, low - 0.25 * (101 - low)), top=101)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def confusion_matrix(counts: Tensor, class_names: Sequence[str], path: Path, title: str) -> None:
@@ -62,7 +72,7 @@ def confusion_matrix(counts: Tensor, class_names: Sequence[str], path: Path, tit
     classes = len(class_names)
     share = 100 * counts.double() / counts.sum(dim=1, keepdim=True).clamp(min=1)
     side = min(13.0, max(5.0, 2.4 + 0.56 * classes))
-    figure = _figure(side, side, title)
+    figure = new_figure(side, side, title)
     axes = figure.subplots()
     right = torch.eye(classes, dtype=torch.bool)
     _heat(axes, share.masked_fill(~right, torch.nan), "Blues")
@@ -75,7 +85,7 @@ def confusion_matrix(counts: Tensor, class_names: Sequence[str], path: Path, tit
         for edge in range(1, classes):
             axes.axhline(edge - 0.5, color=PAPER, lw=1)
             axes.axvline(edge - 0.5, color=PAPER, lw=1)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def sheet_rows(outcome: Outcome, *, wrong: int, right: int, pool: int) -> list[int]:
@@ -103,7 +113,7 @@ def prediction_sheet(tiles: Sequence[Tile], path: Path, title: str) -> None:
     rows = [-(-len(band[2]) // SHEET_COLUMNS) for band in bands]
     # In inches: a heading, and for each row an image with its lines of text.
     heights = [0.4 + count * (1.62 + 0.17 * (band[2] is wrong)) for count, band in zip(rows, bands, strict=True)]
-    figure = _figure(1.45 * SHEET_COLUMNS, 0.5 + sum(heights), title)
+    figure = new_figure(1.45 * SHEET_COLUMNS, 0.5 + sum(heights), title)
     parts = figure.subfigures(len(bands), 1, height_ratios=heights, squeeze=False)[:, 0]
     for part, count, (name, color, shown) in zip(parts, rows, bands, strict=True):
         part.suptitle(name, color=color, size=12, weight="bold", x=0.012, ha="left")
@@ -112,17 +122,7 @@ def prediction_sheet(tiles: Sequence[Tile], path: Path, title: str) -> None:
             _draw_tile(axes, tile, color)
         for axes in grid[len(shown) :]:
             axes.set_axis_off()
-    _save(figure, path)
-
-
-def _figure(width: float, height: float, title: str) -> Figure:
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
-    layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.06)
-    figure = Figure(figsize=(width, height), layout=layout, facecolor=PAPER)
-    figure.suptitle(_plain(title), color=INK, size=13, weight="bold")
-    return figure
+    save_figure(figure, path)
 
 
 def _heat(axes: Axes, share: Tensor, colors: str) -> None:
@@ -139,22 +139,16 @@ def _curve(axes: Axes, epochs: Sequence[float], values: Sequence[float], color: 
 def _dress(axes: Axes, label: str, epochs: Sequence[float]) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    axes.set_title(label, color=INK, size=11, loc="left")
-    axes.set_xlabel("epoch", color=INK)
+    dress(axes, label, "epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.set_xlim(epochs[0] - 0.3, epochs[-1] + 0.3)
-    axes.grid(axis="y", color="#e4e6ec", lw=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.spines["bottom"].set_color(FAINT)
-    axes.tick_params(color=FAINT, labelcolor=INK, left=False)
     axes.legend(frameon=False, labelcolor=INK)
 
 
 def _name_classes(axes: Axes, class_names: Sequence[str]) -> None:
     step = -(-len(class_names) // CLASSES_WITH_NAMES)
     places = list(range(0, len(class_names), step))
-    names = [_plain(_short(class_names[place], 18)) for place in places]
+    names = [plain(short(class_names[place], 18)) for place in places]
     size = 10 if len(places) <= CLASSES_WITH_NUMBERS else 7
     axes.set_xticks(places, names, rotation=45, ha="right", rotation_mode="anchor", size=size)
     axes.set_yticks(places, names, size=size)
@@ -184,21 +178,7 @@ def _draw_tile(axes: Axes, tile: Tile, color: str) -> None:
     for spine in axes.spines.values():
         spine.set_color(color)
         spine.set_linewidth(2)
-    text = f"{_short(tile.predicted, 15)} {100 * tile.confidence:.0f}%"
+    text = f"{short(tile.predicted, 15)} {100 * tile.confidence:.0f}%"
     if tile.predicted != tile.true:
-        text += f"\ntrue: {_short(tile.true, 15)}"
-    axes.set_xlabel(_plain(text), color=INK, size=8.5)
-
-
-def _short(name: str, length: int) -> str:
-    return name if len(name) <= length else name[: length - 1].rstrip() + "…"
-
-
-def _plain(text: str) -> str:
-    # matplotlib would read what stands between two dollars as a formula.
-    return text.replace("$", r"\$")
-
-
-def _save(figure: Figure, path: Path) -> None:
-    with replacement(path) as temporary:
-        figure.savefig(temporary, dpi=130)
+        text += f"\ntrue: {short(tile.true, 15)}"
+    axes.set_xlabel(plain(text), color=INK, size=8.5)

@@ -10,14 +10,14 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from parhelion.evaluate.drawing import BLUE, FAINT, INK, PAPER, plain, save_figure
 from parhelion.evaluate.speed import PACKAGES, Candidate, Run, footnote, measure, surroundings
-from parhelion.train.atomic import replacement, write_json
+from parhelion.train.atomic import write_json
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-INK, FAINT, PAPER = "#1f2430", "#8a90a0", "#ffffff"
-FIRST, KIN, OTHERS = "#2f6fb0", "#8fb3d9", "#c3c8d2"
+FIRST, KIN, OTHERS = BLUE, "#8fb3d9", "#c3c8d2"
 HEADINGS = ("candidate", "ms per batch", "quartiles", "images/s", "ratio", "GFLOP/s", "of a product", "peak MiB")
 # Inches of a chart: its width, and what each bar, the head of a panel, and title with footnote take.
 WIDTH, BAR, PANEL, FRAME = 10.0, 0.34, 0.72, 1.15
@@ -124,13 +124,12 @@ def speed_chart(report: Mapping[str, Any], path: Path) -> None:
     cases = [case for case in report["cases"] if case["candidates"]]
     heights = [PANEL + BAR * len(case["candidates"]) for case in cases]
     figure = Figure(figsize=(WIDTH, FRAME + sum(heights)), facecolor=PAPER, layout=ConstrainedLayoutEngine(h_pad=0.08))
-    figure.suptitle(_plain(report["title"]), color=INK, size=13, weight="bold", x=0.01, ha="left")
+    figure.suptitle(plain(report["title"]), color=INK, size=13, weight="bold", x=0.01, ha="left")
     grid = figure.subplots(len(cases), 1, squeeze=False, height_ratios=heights)[:, 0]
     for axes, case in zip(grid, cases, strict=True):
         _draw_case(axes, case, titled=len(cases) > 1)
-    figure.supxlabel(_plain(_wrapped(footnote(report))), color=FAINT, size=8, x=0.01, ha="left")
-    with replacement(path) as temporary:
-        figure.savefig(temporary, dpi=130)
+    figure.supxlabel(plain(_wrapped(footnote(report))), color=FAINT, size=8, x=0.01, ha="left")
+    save_figure(figure, path)
 
 
 def _draw_case(axes: Axes, case: Mapping[str, Any], *, titled: bool) -> None:
@@ -146,7 +145,7 @@ def _draw_case(axes: Axes, case: Mapping[str, Any], *, titled: bool) -> None:
     axes.barh(
         places, rates, color=[FIRST, *kin], height=0.68, xerr=spread, error_kw={"ecolor": INK, "lw": 1, "capsize": 2}
     )
-    axes.set_yticks(places, [_plain(row["name"]) for row in rows], size=9)
+    axes.set_yticks(places, [plain(row["name"]) for row in rows], size=9)
     axes.invert_yaxis()
     axes.set_xlim(0, 1.5 * max(rates))
     for place, row in zip(places, rows, strict=True):
@@ -155,10 +154,10 @@ def _draw_case(axes: Axes, case: Mapping[str, Any], *, titled: bool) -> None:
         text = f"{figures(rates[place])} {row['unit']}/s{against}"
         axes.text(end, place, text, va="center", color=INK, size=9, weight="bold" if place == 0 else "normal")
     if titled:
-        axes.set_title(_plain(case["title"]), color=INK, size=10.5, loc="left")
+        axes.set_title(plain(case["title"]), color=INK, size=10.5, loc="left")
     axes.set_xticks([])
     promises = [f"{target['says']}: {figures(target['reached'])}" for target in case.get("targets", ())]
-    axes.set_xlabel(_plain("; ".join(promises)), loc="left", color=INK, size=9, style="italic")
+    axes.set_xlabel(plain("; ".join(promises)), loc="left", color=INK, size=9, style="italic")
     axes.spines[["top", "right", "bottom"]].set_visible(False)
     axes.spines["left"].set_color(FAINT)
     axes.tick_params(length=0, labelcolor=INK)
@@ -178,8 +177,3 @@ def _compared(ratio: float, first: str) -> str:
 
 def _wrapped(text: str) -> str:
     return "\n".join(textwrap.wrap(text, FOOTNOTE_CHARACTERS, break_on_hyphens=False))
-
-
-def _plain(text: str) -> str:
-    # matplotlib would read what stands between two dollars as a formula.
-    return text.replace("$", r"\$")

@@ -67,13 +67,13 @@ class HaloAttention(nn.Module):
         self.q = nn.Conv2d(dim, self.dim_qk, 1, stride=stride, bias=bias)
         self.kv = nn.Conv2d(dim, self.dim_qk + self.dim_out, 1, bias=bias)
         width_h, width_w = table_widths(self.head_dim, relative)
-        offsets, spare = table_rows(block, halo), self._spare_rows
+        offsets, spare = table_rows(block, halo), self.spare_rows
         self.table_h = new_table(offsets, self.head_dim, width_h, spare=spare)
         self.table_w = new_table(offsets, self.head_dim, width_w, spare=spare)
         self.reset_projections()
 
     @property
-    def _spare_rows(self) -> int:
+    def spare_rows(self) -> int:
         """Rows at either end of the tables that belong to no offset."""
         return self.halo if self.rows == "window" else 0
 
@@ -88,7 +88,7 @@ class HaloAttention(nn.Module):
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b e qh qw"]:
         """The layer's output, (B, dim_out, ceil(H/stride), ceil(W/stride))."""
         k, v = self.kv(x).split((self.dim_qk, self.dim_out), dim=1)
-        table_h, table_w = (without_spare(table, self._spare_rows) for table in (self.table_h, self.table_w))
+        table_h, table_w = (without_spare(table, self.spare_rows) for table in (self.table_h, self.table_w))
         q, k, v = (apart(part, self.heads) for part in (self.q(x), k, v))
         out = halo_attention(
             q,
@@ -115,9 +115,9 @@ class HaloAttention(nn.Module):
         block = self.block if block is None else block
         halo = self.halo if halo is None else halo
         check_window(Window(block, halo, self.stride, self.border, self.scale, self.relative))
-        before = self._spare_rows
+        before = self.spare_rows
         self.block, self.halo = block, halo
-        offsets, after = table_rows(block, halo), self._spare_rows
+        offsets, after = table_rows(block, halo), self.spare_rows
         self.table_h = resize_parameter(self.table_h, offsets, spare=(before, after))
         self.table_w = resize_parameter(self.table_w, offsets, spare=(before, after))
 

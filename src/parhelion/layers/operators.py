@@ -58,6 +58,7 @@ class Halo:
     block: int
     halo: int
     value_ratio: float = 1.0  # r_v
+    qk_ratio: float = 1.0  # the same for queries and keys
     border: Border = "zero"
     scale: float | None = 1.0
     relative: Relative = "halves"
@@ -80,6 +81,7 @@ class Halo:
             scale=self.scale,
             relative=self.relative,
             rows=self.rows,
+            dim_qk=round(dim * self.qk_ratio),
         )
 
 

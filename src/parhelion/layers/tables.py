@@ -35,8 +35,8 @@ def resized_table(table: Float[Tensor, "rows d"], rows: int) -> Float[Tensor, "r
     return F.interpolate(table.T[None], size=rows, mode="linear", align_corners=True)[0].T.contiguous()
 
 
-def resize_parameter(table: nn.Parameter, offsets: int, *, spare: tuple[int, int] = (0, 0)) -> nn.Parameter:
-    """A new parameter holding the interpolated table; optimisers that knew the old one must be made anew.
+def refitted_table(table: Float[Tensor, "rows d"], offsets: int, *, spare: tuple[int, int] = (0, 0)) -> Tensor:
+    """The table interpolated to `offsets` rows, with zeros for its spare ones: (offsets + 2 spare, d).
 
     Args:
         table: The old one.
@@ -44,5 +44,10 @@ def resize_parameter(table: nn.Parameter, offsets: int, *, spare: tuple[int, int
         spare: Spare rows at either end, of the old table and of the new one.
     """
     before, after = spare
-    resized = resized_table(without_spare(table.detach(), before), offsets)
-    return nn.Parameter(F.pad(resized, (0, 0, after, after)).clone(), requires_grad=table.requires_grad)
+    return F.pad(resized_table(without_spare(table, before), offsets), (0, 0, after, after))
+
+
+def resize_parameter(table: nn.Parameter, offsets: int, *, spare: tuple[int, int] = (0, 0)) -> nn.Parameter:
+    """A new parameter holding the `refitted_table`; optimisers that knew the old one must be made anew."""
+    resized = refitted_table(table.detach(), offsets, spare=spare)
+    return nn.Parameter(resized.clone(), requires_grad=table.requires_grad)

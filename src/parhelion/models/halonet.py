@@ -23,6 +23,7 @@ class HaloNet(Row):
     block: int
     halo: int
     value_ratio: float = 1.0
+    qk_ratio: float = 1.0  # widens queries and keys, as value_ratio widens values; 1 in every published model
     bottleneck: float
     blocks: tuple[int, ...]
     heads: tuple[int, ...] = (4, 8, 8, 8)
@@ -72,6 +73,7 @@ class HaloNet(Row):
             block=self.block,
             halo=self.halo,
             value_ratio=self.value_ratio,
+            qk_ratio=self.qk_ratio,
             border=self.border,
             scale=self.scale,
             relative=self.relative,

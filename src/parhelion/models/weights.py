@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -17,18 +17,29 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
         UserError: no such file, another format (pickles are never opened), a file cut short, or weights of another
             architecture; the model is left as it was.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"there are no weights at {path}: give a .safetensors file")
-    try:
-        weights = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise UserError(
-            f"{path} is not a whole safetensors file ({error}); give weights that parhelion saved"
-        ) from error
+    weights = read_weights(Path(path))
     if misfit := why_not_fit(model, weights):
         raise UserError(f"the weights in {path} are of another architecture: {misfit}")
     model.load_state_dict(weights)
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Every tensor of a safetensors file by name; UserError where there is no whole one."""
+    _check_is_file(path)
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise _not_whole(path, error) from error
+
+
+def read_header(path: Path) -> dict[str, str]:
+    """The words in the header of a safetensors file, without its tensors; UserError where there is no whole one."""
+    _check_is_file(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise _not_whole(path, error) from error
 
 
 def why_not_fit(model: nn.Module, weights: Mapping[str, Tensor]) -> str | None:
@@ -41,6 +52,20 @@ def why_not_fit(model: nn.Module, weights: Mapping[str, Tensor]) -> str | None:
         for name, tensor in wanted.items()
         if name in weights and weights[name].shape != tensor.shape
     ]
+    return misfit_clause(missing, unexpected, reshaped)
+
+
+def misfit_clause(missing: list[str], unexpected: list[str], reshaped: list[str]) -> str | None:
+    """The clause of `why_not_fit`, from the names of the tensors; None if there are none."""
     found = {"missing": missing, "unexpected": unexpected, "of another shape": reshaped}
     clauses = [f"{len(names)} tensors {what} (first: {names[0]})" for what, names in found.items() if names]
     return ", ".join(clauses) or None
+
+
+def _check_is_file(path: Path) -> None:
+    if not path.is_file():
+        raise UserError(f"there are no weights at {path}: give a .safetensors file")
+
+
+def _not_whole(path: Path, error: Exception) -> UserError:
+    return UserError(f"{path} is not a whole safetensors file ({error}); give weights that parhelion saved")

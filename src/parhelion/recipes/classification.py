@@ -1,140 +1,204 @@
 """Run a classification recipe: source, model, loop, record and pictures put together."""
 
 import math
+import sys
 import time
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from accelerate import Accelerator, DataLoaderConfiguration
-from accelerate.state import AcceleratorState
-from accelerate.utils import broadcast, gather_object, set_seed
+from accelerate import Accelerator
+from accelerate.utils import broadcast, gather_object
+from timm.data import Mixup
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset, Subset
+from torch.utils.data import DataLoader
 
-from parhelion.data.loaders import make_loader
+from parhelion.data.loaders import go_to, make_loader
+from parhelion.data.samples import Share
 from parhelion.data.sources import Source, open_source
 from parhelion.data.transforms import eval_transform, train_transform
 from parhelion.errors import UserError
 from parhelion.evaluate import classify
+from parhelion.evaluate.initial import initialise
 from parhelion.evaluate.saved import Classifier, save_classifier
 from parhelion.evaluate.validate import image_count
+from parhelion.models.adapt import Adaptation
 from parhelion.models.catalog import create_model
 from parhelion.models.count import multiply_adds
+from parhelion.models.resnet import ResNet
 from parhelion.recipes import album
+from parhelion.recipes.keeping import Begun, Keeping, begin
+from parhelion.recipes.preparing import Prepared, prepared
 from parhelion.recipes.recipe import Recipe, check
-from parhelion.train import loop
-from parhelion.train.environment import environment
-from parhelion.train.optimization import Optimization, build_optimizer, cosine_schedule
+from parhelion.seeds import seed_everything
+from parhelion.train import loop, parallel
+from parhelion.train.atomic import write_json
 from parhelion.train.progress import Progress
-from parhelion.train.record import WEIGHTS, RunRecord, check_out
+from parhelion.train.record import BEST, INIT, WEIGHTS, check_out, holds_run
+from parhelion.train.stopping import Stopped, StopRequest
+from parhelion.train.trackers import Trackers, check_trackers, open_trackers
 
 
-def train(
+def train(  # noqa: PLR0913  every argument is the user's choice
     recipe: Recipe,
     *,
     data: str,
     out: str | Path,
     data_dir: Path | None = None,
     download: bool = False,
+    init_from: str | None = None,
+    resume: bool = False,
+    track: Sequence[str] = (),
     quiet: bool = False,
 ) -> dict[str, Any]:
     """Train `recipe` on the source `data` and leave recipe, metrics, weights and pictures in the folder `out`.
 
-    Returns model, source, params, multiply_adds, train_images, val_images, epochs, seconds (of the loop with its
-    evaluations), the last epoch's loss, top1 and top5 (shares), and out. The weights are those of the last
-    complete epoch at any time. Two runs of one recipe on a CPU give identical metrics but for the times.
-    Under torchrun every process calls this; only the first writes.
+    init_from: Weights to start from: a run, a .safetensors file, hf-hub:OWNER/NAME or timm:NAME; what was loaded,
+        adapted and dropped is printed, and kept in init.json.
+    resume: Go on with the run in `out`, from its last good checkpoint; where `out` holds none, begin one.
+    track: `tensorboard`, `wandb`: where the metrics go besides the folder.
 
-    Raises UserError for whatever the user can mend, before `out` is made where that can be known by then.
+    Returns model, source, params, multiply_adds, train_images, val_images, epochs, seconds (of this process's part
+    of the loop with its evaluations), the last epoch's loss, top1 and top5 (shares), and out. The weights are those of
+    the last complete epoch at any time. Two runs of one recipe on a CPU give identical metrics but for the times,
+    whether or not one was interrupted. Under torchrun every process calls this; only the first writes.
+
+    Raises UserError for whatever the user can mend, before `out` is made where that can be known by then; Stopped
+    after Ctrl-C or SIGTERM, when a checkpoint is saved.
     """
     check(recipe)
-    accelerator = _accelerator(recipe)
-    out = Path(out)
-    if accelerator.is_main_process:
+    check_trackers(track)
+    accelerator = parallel.accelerator_for(recipe.precision)
+    out, quiet = Path(out), quiet or not accelerator.is_main_process
+    if accelerator.is_main_process and not (resume and holds_run(out)):
         check_out(out)
+    asked = {"data": data, "data_dir": data_dir and str(data_dir), "init_from": init_from}
+    resolved = {**recipe.as_dict(), **asked}
+    note = _silent if quiet else _warn
+    begun = begin(out, resolved, accelerator, resume=resume, keep=recipe.keep, note=note)
     source = open_source(data, data_dir=data_dir, download=download, in_chans=recipe.in_chans)
-    _check_shareable(source, accelerator)
-    set_seed(recipe.seed)
+    # Equal weights in all processes.
+    seed_everything("weights", recipe.seed)
     classifier = _untrained(recipe, source)
-    # Equal weights in all processes, but each its own dropout.
-    set_seed(recipe.seed, device_specific=True)
-    train_loader = _train_loader(recipe, source)
-    run = _Run(recipe, accelerator, source, classifier, quiet=quiet)
-    run.open(out, {**recipe.as_dict(), "data": data, "data_dir": data_dir and str(data_dir)})
-    started = time.perf_counter()
-    try:
-        run.fit(train_loader)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"stopped; {out} keeps the weights of {run.epochs_done} epochs") from None
-    seconds = time.perf_counter() - started
-    if accelerator.is_main_process:
-        run.draw(out)
-    accelerator.wait_for_everyone()
-    return run.result(seconds) | {"out": str(out)}
+    model = cast("ResNet", classifier.model)
+    adaptation = None
+    if init_from is not None and begun.checkpoint is None:
+        adaptation = initialise(model, init_from, class_names=classifier.class_names)
+    loader = _train_loader(recipe, source, accelerator)
+    plan = _plan(recipe, batches=len(loader))
+    if begun.state.update >= plan.updates and (out / album.SHEET).exists():
+        raise UserError(f"the run in {out} is finished; to train on, start another one with --init-from {out}")
+    ready = prepared(recipe, accelerator, model, task(recipe, len(source.class_names)), plan)
+    run = _Run(recipe, begun, accelerator, source, classifier, ready, quiet=quiet)
+    state = run.open(seed=recipe.seed, updates_per_epoch=plan.updates_per_epoch)
+    if adaptation is not None:
+        run.note_start(adaptation)
+    with run.trackers(track), StopRequest() as stop:
+        return run.fit(loader, plan, state, stop)
 
 
-def task(label_smoothing: float) -> loop.Losses:
-    """Classification as a task: the cross entropy of a batch's images against its targets."""
+def task(recipe: Recipe, classes: int) -> loop.Losses:
+    """Classification as a task: the cross entropy of a batch's images, perhaps mixed, against their targets."""
+    smoothing = recipe.label_smoothing
+    mix = None
+    if recipe.mixup or recipe.cutmix:
+        mix = Mixup(recipe.mixup, recipe.cutmix, label_smoothing=smoothing, num_classes=classes)
+        smoothing = 0.0
 
     def losses(model: nn.Module, batch: loop.Batch) -> dict[str, Tensor]:
-        logits = model(batch["image"].contiguous(memory_format=torch.channels_last))
-        return {"cross_entropy": nn.functional.cross_entropy(logits, batch["target"], label_smoothing=label_smoothing)}
+        images, targets = batch["image"], batch["target"]
+        # Images are mixed in pairs; where one was left out, so is another.
+        if mix is not None and len(images) > 1:
+            even = len(images) // 2 * 2
+            images, targets = mix(images[:even], targets[:even])
+        logits = model(images.contiguous(memory_format=torch.channels_last))
+        return {"cross_entropy": nn.functional.cross_entropy(logits, targets, label_smoothing=smoothing)}
 
     return losses
 
 
-class _Run:
+class _Run(Keeping):
     """One run under way: trains, and after each epoch evaluates, saves and records."""
 
     def __init__(
-        self, recipe: Recipe, accelerator: Accelerator, source: Source, classifier: Classifier, *, quiet: bool
+        self,
+        recipe: Recipe,
+        begun: Begun,
+        accelerator: Accelerator,
+        source: Source,
+        classifier: Classifier,
+        ready: Prepared,
+        *,
+        quiet: bool,
     ) -> None:
-        self.recipe = recipe
-        self.accelerator = accelerator
-        self.source = source
-        self.classifier = classifier
-        self.epochs_done = 0
-        self._val_loader = _val_loader(recipe, source, accelerator)
+        super().__init__(begun, accelerator, ready.moving)
+        self.recipe, self.source, self.ready = recipe, source, ready
+        self.classifier = replace(classifier, model=ready.evaluated)
+        self._val_loader = _val_loader(recipe, source, Share(**_place(accelerator)))
         self._outcome: classify.Outcome | None = None
-        self._record: RunRecord | None = None
         self._noted: set[str] = set()
-        images = recipe.epochs * image_count(source.train)
-        self._progress = Progress(images, quiet=quiet or not accelerator.is_main_process)
+        self._trackers = Trackers()
+        self._progress = Progress(1, quiet=quiet)
 
-    def open(self, out: Path, resolved: dict[str, Any]) -> None:
-        """Make the run folder with recipe, environment and the untrained weights."""
-        if self.accelerator.is_main_process:
-            facts = environment(seed=self.recipe.seed, processes=self.accelerator.num_processes)
-            self._record = RunRecord(out, recipe=resolved, environment=facts)
+    def note_start(self, adaptation: Adaptation) -> None:
+        """Say what the run starts from, and keep it."""
+        if self.record is not None:
+            write_json(self.record.folder / INIT, adaptation.as_dict())
+        for line in adaptation.lines():
+            self._progress.line(line)
+
+    def trackers(self, names: Sequence[str]) -> Trackers:
+        """The trackers `names`, told what the run has recorded so far. Only the first process has any."""
+        if self.record is not None:
+            folder, past = self.record.folder, [(row["epoch"], row) for row in self.record.rows]
+            config = dict(self.begun.resolved)
+            self._trackers = open_trackers(names, folder, run_name=folder.name, config=config, past=past)
+        return self._trackers
+
+    def fit(self, loader: DataLoader[Any], plan: loop.Plan, state: loop.State, stop: StopRequest) -> dict[str, Any]:
+        """Train from `state` to the end, draw the pictures, and return what `train` does."""
+        recipe, out = self.recipe, self.begun.folder
+        if self.record is not None and not self.begun.resumed:
             save_classifier(out / WEIGHTS, self.classifier)
+        self._progress = Progress((plan.updates - state.update) * recipe.batch, quiet=self._progress.quiet)
+        if state.update:
+            self._progress.line(f"going on with {out} after update {state.update} of {plan.updates}")
+        started = time.perf_counter()
 
-    def fit(self, loader: DataLoader[Any]) -> None:
-        """Train for all epochs."""
-        recipe, model = self.recipe, self.classifier.model
-        with self._progress as progress:
-            loop.train(
-                self.accelerator,
-                model,
-                task(recipe.label_smoothing),
-                loader,
-                _optimization(recipe, model, updates_per_epoch=len(loader)),
-                epochs=recipe.epochs,
-                end_epoch=self.end_epoch,
-                progress=progress,
-            )
+        def batches(epoch: int, done: int) -> Iterable[loop.Batch]:
+            go_to(loader, epoch, done)
+            return loader
+
+        try:
+            with self._progress as progress:
+                loop.train(
+                    loop.Training(
+                        accelerator=self.accelerator,
+                        step=self.ready.step,
+                        optimization=self.moving.optimization,
+                        batches=batches,
+                        plan=plan,
+                        state=state,
+                        keeper=self,
+                        progress=progress,
+                        stop=stop,
+                    )
+                )
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"stopped at once; parhelion train --resume {out} goes on") from None
+        except Stopped as stopped:
+            raise Stopped(stopped.code, f"stopped; parhelion train --resume {out} goes on") from None
+        seconds = time.perf_counter() - started
+        if self.record is not None:
+            self._draw(out)
+        self.accelerator.wait_for_everyone()
+        return self._result(seconds) | {"out": str(out)}
 
     def end_epoch(self, epoch: loop.Epoch) -> None:
         """Evaluate, then save, record and print the epoch."""
-        model = self.classifier.model
-        if self.accelerator.num_processes > 1:
-            # Each process has its own averages in batch norm; those of the first are saved.
-            for buffer in model.buffers():
-                buffer.copy_(broadcast(buffer))
-            self._outcome = classify.merged(gather_object([classify.outcome(model, self._val_loader)]))
-        else:
-            self._outcome = classify.outcome(model, self._val_loader)
+        self._outcome = self._evaluated()
         scores = self._outcome.metrics()
         if not math.isfinite(scores["loss"]):
             raise UserError(
@@ -143,30 +207,44 @@ class _Run:
             )
         row = _row(epoch, scores)
         self.classifier = replace(self.classifier, epoch=epoch.epoch, metrics=scores)
-        if self._record is not None:
-            save_classifier(self._record.folder / WEIGHTS, self.classifier)
-            self._record.add(row)
-        self.epochs_done = epoch.epoch
+        if self.record is not None:
+            folder, before = self.record.folder, [earlier["top1"] for earlier in self.record.rows]
+            save_classifier(folder / WEIGHTS, self.classifier)
+            if scores["top1"] > max(before, default=-1.0):
+                save_classifier(folder / BEST, self.classifier)
+            self.record.add(row)
+        self._trackers.add(row, epoch.epoch)
         for sentence in (*epoch.skipped, *self._outcome.skipped):
             if sentence not in self._noted:
                 self._progress.line(f"skipped: {sentence}")
                 self._noted.add(sentence)
         self._progress.line(_line(row, self.recipe.epochs))
 
-    def draw(self, out: Path) -> None:
+    def _evaluated(self) -> classify.Outcome:
+        """What the model says of all validation images, each process having looked at its share."""
+        self.ready.gather()
+        model = self.classifier.model
+        if self.accelerator.num_processes == 1:
+            return classify.outcome(model, self._val_loader)
+        # Without synchronised statistics each process has its own averages; those of the first are saved.
+        for buffer in model.buffers():
+            buffer.copy_(broadcast(buffer))
+        return classify.merged(gather_object([classify.outcome(model, self._val_loader)]))
+
+    def _draw(self, out: Path) -> None:
         """Leave the pictures in `out`."""
-        assert self._record is not None
+        assert self.record is not None
         loader, whole = self._val_loader, self._outcome
         if whole is None or self.accelerator.num_processes > 1:
             # The processes' parts together are not in the order of the data.
-            loader = _val_loader(self.recipe, self.source)
+            loader = _val_loader(self.recipe, self.source, Share())
             whole = classify.outcome(self.classifier.model, loader)
         title, names = f"{self.recipe.model} on {self.source.name}", self.source.class_names
-        album.draw_scores(out, title, self._record.rows, whole, names)
+        album.draw_scores(out, title, self.record.rows, whole, names)
         album.draw_sheet(out, title, whole, loader, self.classifier.preprocessing, names)
         self._progress.line(f"weights, metrics and pictures are in {out}")
 
-    def result(self, seconds: float) -> dict[str, Any]:
+    def _result(self, seconds: float) -> dict[str, Any]:
         """The numbers a table of runs needs."""
         model, side = self.classifier.model, self.recipe.image_px
         return {
@@ -176,34 +254,39 @@ class _Run:
             "multiply_adds": multiply_adds(model, (side, side)),
             "train_images": image_count(self.source.train),
             "val_images": image_count(self.source.val),
-            "epochs": self.epochs_done,
+            "epochs": self.classifier.epoch,
             "seconds": seconds,
             **{name: self.classifier.metrics[name] for name in ("loss", "top1", "top5")},
         }
 
 
-def _accelerator(recipe: Recipe) -> Accelerator:
-    # Accelerate keeps the precision of a process's first run; a later run may choose another.
-    AcceleratorState._reset_state()
-    loaders = DataLoaderConfiguration(split_batches=True, even_batches=False)
-    # Without being told, Accelerate would let several processes on a CPU run side by side, each for itself.
-    on_cpu = not torch.accelerator.is_available()
-    try:
-        accelerator = Accelerator(mixed_precision=recipe.precision, dataloader_config=loaders, cpu=on_cpu)
-    except ValueError as error:
-        raise UserError(f"precision is {recipe.precision}, which cannot be had: {str(error).rstrip('.')}") from error
-    # Accelerate passes over fp16 on a CPU in silence.
-    if recipe.precision != "no" and not accelerator.native_amp:
-        raise UserError(f"precision is {recipe.precision}, which cannot be had on {accelerator.device.type}; use bf16")
-    if recipe.batch % accelerator.num_processes:
-        raise UserError(f"batch is {recipe.batch}, which {accelerator.num_processes} processes cannot share evenly")
-    return accelerator
+def _warn(sentence: str) -> None:
+    print(f"parhelion: {sentence}", file=sys.stderr, flush=True)
 
 
-def _check_shareable(source: Source, accelerator: Accelerator) -> None:
-    streams = isinstance(source.train, IterableDataset) or isinstance(source.val, IterableDataset)
-    if streams and accelerator.num_processes > 1:
-        raise UserError(f"{source.name} is a stream, which {accelerator.num_processes} processes cannot share")
+def _silent(_sentence: str) -> None:
+    """Say nothing."""
+
+
+def _place(accelerator: Accelerator) -> dict[str, int]:
+    return {"process": accelerator.process_index, "processes": accelerator.num_processes}
+
+
+def _plan(recipe: Recipe, *, batches: int) -> loop.Plan:
+    per_epoch = batches // recipe.accumulate
+    updates = recipe.epochs * per_epoch
+    if recipe.updates > updates:
+        raise UserError(
+            f"updates is {recipe.updates}, but {recipe.epochs} epochs of {per_epoch} updates have only {updates}; "
+            "give more epochs"
+        )
+    return loop.Plan(
+        updates_per_epoch=per_epoch,
+        updates=recipe.updates or updates,
+        accumulate=recipe.accumulate,
+        checkpoint_updates=recipe.checkpoint_updates,
+        seed=recipe.seed,
+    )
 
 
 def _untrained(recipe: Recipe, source: Source) -> Classifier:
@@ -211,12 +294,14 @@ def _untrained(recipe: Recipe, source: Source) -> Classifier:
         "num_classes": len(source.class_names),
         "in_chans": recipe.in_chans,
         "image_size": recipe.image_px,
+        **recipe.model_choices(),
     }
     model = create_model(recipe.model, drop_path=recipe.drop_path, drop_rate=recipe.dropout, **arguments)
     # As a constant to the type checker: attributes of modules may be tensors.
     min_px = cast("int", model.min_px)
-    if recipe.image_px < min_px:
-        raise UserError(f"image_px is {recipe.image_px}; {recipe.model} takes images of at least {min_px} pixels")
+    for name, side in (("image_px", recipe.image_px), ("eval_px", recipe.eval_px or recipe.image_px)):
+        if side < min_px:
+            raise UserError(f"{name} is {side}; {recipe.model} takes images of at least {min_px} pixels")
     return Classifier(
         # Attention reads channels-last maps as they are, and convolutions are faster on them.
         model=model.to(memory_format=torch.channels_last),
@@ -229,49 +314,31 @@ def _untrained(recipe: Recipe, source: Source) -> Classifier:
     )
 
 
-def _train_loader(recipe: Recipe, source: Source) -> DataLoader[Any]:
+def _train_loader(recipe: Recipe, source: Source, accelerator: Accelerator) -> DataLoader[Any]:
     assert source.train is not None, "open the source with its train split"
     return make_loader(
         source.train,
-        train_transform(recipe.preprocessing(), recipe.augmentation()),
+        train_transform(recipe.preprocessing(recipe.image_px), recipe.augmentation()),
         batch=recipe.batch,
         train=True,
         workers=recipe.workers,
         seed=recipe.seed,
         on_bad_image=recipe.on_bad_image,
+        share=Share(parts=recipe.accumulate, **_place(accelerator)),
     )
 
 
-def _val_loader(recipe: Recipe, source: Source, accelerator: Accelerator | None = None) -> DataLoader[Any]:
-    """A loader of this process's share of the validation images; of all of them without `accelerator`."""
-    samples = source.val
-    assert samples is not None, "open the source with its val split"
-    if accelerator is not None and accelerator.num_processes > 1:
-        rows = range(accelerator.process_index, image_count(samples), accelerator.num_processes)
-        samples = Subset(samples, rows)
+def _val_loader(recipe: Recipe, source: Source, share: Share) -> DataLoader[Any]:
+    assert source.val is not None, "open the source with its val split"
     return make_loader(
-        samples,
+        source.val,
         eval_transform(recipe.preprocessing()),
         batch=recipe.batch,
         train=False,
         workers=recipe.workers,
         on_bad_image=recipe.on_bad_image,
+        share=share,
     )
-
-
-def _optimization(recipe: Recipe, model: nn.Module, updates_per_epoch: int) -> Optimization:
-    lr = recipe.lr_per_256 * recipe.batch / 256
-    optimizer = build_optimizer(
-        model, recipe.optimizer, lr=lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
-    )
-    schedule = cosine_schedule(
-        optimizer,
-        lr=lr,
-        updates=recipe.epochs * updates_per_epoch,
-        warmup_updates=round(recipe.warmup_epochs * updates_per_epoch),
-        lr_end_ratio=recipe.lr_end_ratio,
-    )
-    return Optimization(optimizer=optimizer, schedule=schedule, clip_norm=recipe.clip_norm)
 
 
 def _row(epoch: loop.Epoch, scores: dict[str, float]) -> dict[str, Any]:

@@ -1,21 +1,17 @@
 """Every recipe by name."""
 
-from collections.abc import Callable
-
 from parhelion.errors import UserError, nearest
-from parhelion.recipes import small
+from parhelion.recipes import imagenet, small, studies, transfer
+from parhelion.recipes.entry import Entry
 from parhelion.recipes.recipe import Recipe
 
-RECIPES: dict[str, Callable[[], Recipe]] = {
-    "gsa_tiny": small.gsa_tiny,
-    "halonet_tiny": small.halonet_tiny,
-    "resnet_tiny": small.resnet_tiny,
-}
+ENTRIES = (*small.ENTRIES, transfer.OWN, *imagenet.ENTRIES, *studies.ENTRIES, *transfer.ENTRIES)
+RECIPES: dict[str, Entry] = {entry.name: entry for entry in ENTRIES}
 
 
 def recipe(name: str) -> Recipe:
     """The recipe called `name`; UserError with the nearest names where there is none."""
     if name not in RECIPES:
-        offer = nearest(name, RECIPES) or f"; the recipes are {', '.join(RECIPES)}"
+        offer = nearest(name, RECIPES) or "; `parhelion recipes` lists them all"
         raise UserError(f"there is no recipe {name!r}{offer}")
     return RECIPES[name]()

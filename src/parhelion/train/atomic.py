@@ -24,9 +24,9 @@ def replacement(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
         yield temporary
-        _flush_to_disk(temporary)
+        flush_to_disk(temporary)
         os.replace(temporary, path)
-        _flush_to_disk(path.parent)
+        flush_to_disk(path.parent)
     except (OSError, SafetensorError) as error:
         reason = (getattr(error, "strerror", None) or str(error)).rstrip(".")
         raise UserError(f"cannot write {path}: {reason}") from error
@@ -46,7 +46,8 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
 
 
-def _flush_to_disk(path: Path) -> None:
+def flush_to_disk(path: Path) -> None:
+    """Wait until the content of a file, or the names in a folder, are on the disk."""
     # Windows can neither open a folder nor flush a file opened for reading.
     if os.name != "posix":
         return

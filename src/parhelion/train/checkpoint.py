@@ -1,7 +1,8 @@
 """Weights on disk: safetensors with a few facts about the model in the header. Pickles are never read."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,28 +34,41 @@ def save(path: Path, weights: Mapping[str, Tensor], facts: Mapping[str, Any]) ->
 
 def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The weights and facts that `save` wrote to `path`; UserError says why a file is none of these."""
+    with _opened(path) as file:
+        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        header = file.metadata() or {}
+    return weights, _facts(path, header)
+
+
+def facts(path: Path) -> dict[str, Any]:
+    """The facts alone, without reading the weights; raises UserError as `load` does."""
+    with _opened(path) as file:
+        header = file.metadata() or {}
+    return _facts(path, header)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     if path.suffix.lower() in PICKLE_SUFFIXES:
         raise UserError(
             f"{path} is a pickle, which could run any program when opened; give a .safetensors file instead"
         )
     try:
         with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            yield file
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} is not a whole safetensors file ({error})") from error
+
+
+def _facts(path: Path, header: Mapping[str, str]) -> dict[str, Any]:
     version = header.get("parhelion_format")
     if version is None:
         raise UserError(f"{path} does not say which model it belongs to; give weights that parhelion train wrote")
     if version != str(FORMAT_VERSION):
         raise UserError(f"{path} is of checkpoint format {version}; this parhelion reads format {FORMAT_VERSION}")
-    return weights, _facts(path, header)
-
-
-def _facts(path: Path, header: Mapping[str, str]) -> dict[str, Any]:
-    facts = {name: text for name, text in header.items() if name not in ("format", "parhelion_format")}
+    texts = {name: text for name, text in header.items() if name not in ("format", "parhelion_format")}
     try:
-        return {name: json.loads(text) for name, text in facts.items()}
+        return {name: json.loads(text) for name, text in texts.items()}
     except json.JSONDecodeError as error:
         raise UserError(f"{path} has a damaged header ({error})") from error
 

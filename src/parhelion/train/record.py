@@ -1,17 +1,21 @@
 """The run folder: what was run, on what, and what came of it."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from parhelion.errors import UserError
-from parhelion.train.atomic import write_json, write_text
+from parhelion.train.atomic import flush_to_disk, write_json, write_text
 
 RECIPE = "recipe.json"
 ENVIRONMENT = "environment.json"
 METRICS = "metrics.jsonl"
+LOSSES = "losses.jsonl"
 WEIGHTS = "weights.safetensors"
+BEST = "best.safetensors"
+INIT = "init.json"
+CHECKPOINTS = "checkpoints"
 
 
 def check_out(folder: Path) -> None:
@@ -20,7 +24,9 @@ def check_out(folder: Path) -> None:
         raise UserError(f"--out {folder} is a file; name a folder that does not exist yet")
     for name in (RECIPE, METRICS, WEIGHTS):
         if (folder / name).exists():
-            raise UserError(f"--out {folder} already holds a run ({name}); name another folder")
+            raise UserError(
+                f"--out {folder} already holds a run ({name}); name another folder, or add --resume to go on with it"
+            )
     for parent in folder.absolute().parents:
         if parent.exists():
             if not parent.is_dir():
@@ -28,10 +34,48 @@ def check_out(folder: Path) -> None:
             return
 
 
+def holds_run(folder: Path) -> bool:
+    """Whether a run was begun in `folder`."""
+    return (folder / RECIPE).is_file()
+
+
+def saved_recipe(folder: Path) -> dict[str, Any]:
+    """The resolved recipe of the run in `folder`. Raises UserError where there is none or it is damaged."""
+    path = folder / RECIPE
+    if not path.is_file():
+        raise UserError(f"{folder} holds no run to resume: it has no {RECIPE}")
+    try:
+        recipe = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path} is damaged ({error})") from error
+    if not isinstance(recipe, dict):
+        raise UserError(f"{path} is damaged (no JSON object)")
+    return recipe
+
+
+def check_same_recipe(folder: Path, recipe: Mapping[str, Any], *, free: Collection[str]) -> None:
+    """Raise UserError where the run in `folder` was begun with another recipe; the fields `free` may differ."""
+    saved, ours = saved_recipe(folder), json.loads(json.dumps(dict(recipe)))
+    unknown = sorted(saved.keys() - ours.keys())
+    if unknown:
+        raise UserError(
+            f"{folder / RECIPE} has the fields {', '.join(unknown)}, which this parhelion does not know; resume with "
+            "the one that wrote it, or a newer one"
+        )
+    changed = [name for name in ours if name not in free and saved.get(name) != ours[name]]
+    if changed:
+        differences = ", ".join(f"{name} was {saved.get(name)!r} and is {ours[name]!r}" for name in changed)
+        raise UserError(
+            f"{folder} was begun with another recipe: {differences}; resume with what it was begun with, or start "
+            "another run"
+        )
+
+
 class RunRecord:
-    """One run's folder, opened for writing: recipe and environment at once, metrics epoch by epoch."""
+    """One run's folder, opened for writing: recipe and environment at once, losses and metrics as they come."""
 
     def __init__(self, folder: Path, *, recipe: Mapping[str, Any], environment: Mapping[str, Any]) -> None:
+        """Begin a run in `folder`, which must hold none."""
         check_out(folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -39,11 +83,76 @@ class RunRecord:
             raise UserError(f"--out {folder} cannot be made: {error.strerror}") from error
         self.folder = folder
         self.rows: list[dict[str, Any]] = []
-        write_json(folder / RECIPE, recipe)
         write_json(folder / ENVIRONMENT, environment)
+        # Last, since a folder with a recipe holds a run.
+        write_json(folder / RECIPE, recipe)
+
+    @classmethod
+    def reopened(cls, folder: Path, *, update: int, epochs: int, environment: Mapping[str, Any]) -> "RunRecord":
+        """Go on with the run in `folder` after `update` updates and `epochs` complete epochs; what is later goes.
+
+        environment: what the run goes on in; the ones before stay in environment.json under `before`.
+        """
+        record = cls.__new__(cls)
+        record.folder = folder
+        record.rows = [row for row in _lines(folder / METRICS) if row["epoch"] <= epochs]
+        losses = [row for row in _lines(folder / LOSSES) if row["update"] <= update]
+        _replace_lines(folder / METRICS, record.rows)
+        _replace_lines(folder / LOSSES, losses)
+        before = _environments(folder / ENVIRONMENT)
+        write_json(folder / ENVIRONMENT, {**environment, "resumed_at_update": update, "before": before})
+        return record
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Append one epoch's metrics to metrics.jsonl."""
         self.rows.append(dict(row))
-        lines = [json.dumps(row, allow_nan=False) for row in self.rows]
-        write_text(self.folder / METRICS, "\n".join(lines) + "\n")
+        _replace_lines(self.folder / METRICS, self.rows)
+
+    def add_losses(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Append the losses of some updates to losses.jsonl."""
+        text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
+        path = self.folder / LOSSES
+        try:
+            with path.open("a", encoding="utf-8") as file:
+                file.write(text)
+        except OSError as error:
+            raise UserError(f"cannot write {path}: {error.strerror}") from error
+
+    def flush_losses(self) -> None:
+        """Wait until the losses are on the disk."""
+        path = self.folder / LOSSES
+        if path.exists():
+            flush_to_disk(path)
+
+
+def metrics_rows(folder: Path) -> list[dict[str, Any]]:
+    """The rows of a run's metrics.jsonl; none where there is no such file. Raises UserError."""
+    return _lines(folder / METRICS)
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file of JSON lines; a last line that was cut short is left out."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")
+    # What follows the last line break was not written to its end.
+    rows = []
+    for number, line in enumerate(lines[:-1], start=1):
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise UserError(f"line {number} of {path} is damaged ({error})") from error
+    return rows
+
+
+def _replace_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    write_text(path, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
+
+
+def _environments(path: Path) -> list[Any]:
+    """The environments that a run was in so far, oldest first."""
+    try:
+        last = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []
+    return [*last.pop("before", []), last] if isinstance(last, dict) else []

@@ -1,0 +1,101 @@
+"""A run's folder while it trains: how it begins or goes on, its losses and its checkpoints."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from parhelion.train import loop
+from parhelion.train.checkpoints import Checkpoint, Checkpoints
+from parhelion.train.environment import environment
+from parhelion.train.moving import Moving
+from parhelion.train.record import CHECKPOINTS, RunRecord, check_same_recipe, holds_run
+
+# What may change when a run is resumed, since nothing that is computed depends on it.
+FREE = ("workers", "keep", "checkpoint_updates", "data_dir")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Begun:
+    """A run as it stands when its process starts: new, or with a folder and perhaps a checkpoint to go on from."""
+
+    folder: Path
+    # The recipe with the source and what else was asked for, ready for JSON.
+    resolved: Mapping[str, Any]
+    checkpoints: Checkpoints
+    resumed: bool
+    checkpoint: Checkpoint | None
+
+    @property
+    def state(self) -> loop.State:
+        """Where the loop goes on."""
+        return loop.State() if self.checkpoint is None else loop.State(**self.checkpoint.facts["state"])
+
+
+def begin(
+    folder: Path,
+    resolved: Mapping[str, Any],
+    accelerator: Accelerator,
+    *,
+    resume: bool,
+    keep: int,
+    note: Callable[[str], None],
+) -> Begun:
+    """The run in `folder` as it stands; a new one where it holds none or `resume` is not asked for.
+
+    note: hears a sentence about each checkpoint that is damaged.
+    Raises UserError where the run in `folder` was begun with another recipe, or by a newer parhelion.
+    """
+    checkpoints = Checkpoints(folder / CHECKPOINTS, accelerator, keep=keep)
+    resumed = resume and holds_run(folder)
+    if resumed:
+        check_same_recipe(folder, resolved, free=FREE)
+    return Begun(
+        folder=folder,
+        resolved=resolved,
+        checkpoints=checkpoints,
+        resumed=resumed,
+        checkpoint=checkpoints.newest(note) if resumed else None,
+    )
+
+
+class Keeping(ABC):
+    """What the loop reports to, for any task: writes losses and checkpoints, in the first process."""
+
+    def __init__(self, begun: Begun, accelerator: Accelerator, moving: Moving) -> None:
+        self.begun, self.accelerator, self.moving = begun, accelerator, moving
+        self.record: RunRecord | None = None
+
+    def open(self, *, seed: int, updates_per_epoch: int) -> loop.State:
+        """Make or reopen the folder, and put everything back as the checkpoint has it; the state to go on from."""
+        begun, state = self.begun, self.begun.state
+        if begun.checkpoint is not None:
+            self.moving.restore(begun.checkpoint)
+        if not self.accelerator.is_main_process:
+            return state
+        facts = environment(seed=seed, processes=self.accelerator.num_processes)
+        if begun.resumed:
+            complete = max(0, state.update - 1) // updates_per_epoch
+            self.record = RunRecord.reopened(begun.folder, update=state.update, epochs=complete, environment=facts)
+        else:
+            self.record = RunRecord(begun.folder, recipe=begun.resolved, environment=facts)
+        return state
+
+    def add_losses(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Append the losses to the record."""
+        if self.record is not None:
+            self.record.add_losses(rows)
+
+    def checkpoint(self, state: loop.State) -> None:
+        """Save a checkpoint; everything that came before it is on the disk then."""
+        if self.record is not None:
+            self.record.flush_losses()
+        facts = {"state": state.as_dict(), "moving": self.moving.facts()}
+        self.begun.checkpoints.save(state.update, self.moving.tensors(), facts)
+
+    @abstractmethod
+    def end_epoch(self, epoch: loop.Epoch) -> None:
+        """Evaluate, save and record; comes after the checkpoint of the epoch's last update."""

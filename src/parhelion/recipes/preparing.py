@@ -1,0 +1,100 @@
+"""From a model and a recipe to what the loop trains: frozen parts, processes, optimiser, running average."""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from timm.utils import ModelEmaV3
+from torch import nn
+
+from parhelion.errors import UserError
+from parhelion.models.resnet import ResNet
+from parhelion.recipes.recipe import Recipe
+from parhelion.train import loop, parallel
+from parhelion.train.moving import Moving
+from parhelion.train.optimization import Optimization, build_optimizer, cosine_schedule, step_schedule
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A model ready to be trained, and the plain one that is evaluated and saved."""
+
+    step: nn.Module
+    moving: Moving
+    # The model that was handed in, or its running average: whole, float32, on this process's device.
+    evaluated: nn.Module
+    sharded: bool
+
+    def gather(self) -> None:
+        """Bring `evaluated` up to date where the parts of the weights lie in several processes; all must call it."""
+        if self.sharded:
+            ema = self.moving.optimization.ema
+            self.evaluated.load_state_dict(parallel.whole_state(self.moving.model if ema is None else ema.module))
+
+
+def prepared(recipe: Recipe, accelerator: Accelerator, model: ResNet, losses: loop.Losses, plan: loop.Plan) -> Prepared:
+    """`model` as `recipe` wants it trained. Raises UserError for parts to freeze that it does not have."""
+    sharded = recipe.sharding == "fsdp" and accelerator.num_processes > 1
+    model.to(accelerator.device)
+    # The whole model stays beside the sharded one, to be evaluated.
+    trained = copy.deepcopy(model) if sharded else model
+    trained.set_grad_checkpointing(recipe.recompute)
+    frozen = frozen_parts(trained, recipe.freeze)
+    if recipe.sync_bn and accelerator.num_processes > 1:
+        parallel.synchronise_batch_norms(trained)
+    ema = ModelEmaV3(trained, decay=recipe.ema_decay) if recipe.ema_decay else None
+    if sharded:
+        for whole in (trained, *([ema.module] if ema else [])):
+            parallel.shard(accelerator, whole, list(whole.bottlenecks))
+    step = loop.Step(trained, losses, frozen=frozen, compiled=recipe.compile)
+    # What is sharded needs autocast only.
+    step = accelerator.prepare_model(step, evaluation_mode=sharded)
+    optimization = _optimization(recipe, accelerator, trained, plan, ema)
+    return Prepared(
+        step=step,
+        moving=Moving(accelerator=accelerator, model=trained, optimization=optimization),
+        evaluated=ema.module if ema is not None and not sharded else model,
+        sharded=sharded,
+    )
+
+
+def frozen_parts(model: ResNet, count: int) -> Sequence[nn.Module]:
+    """The first `count` parts of `model`, the stem and then its stages, with parameters that need no gradient."""
+    parts = [model.stem, *model.stages]
+    if count > len(parts):
+        raise UserError(
+            f"freeze is {count}, but the model has {len(parts)} parts: the stem and {len(parts) - 1} stages"
+        )
+    for part in parts[:count]:
+        part.requires_grad_(False)
+    return parts[:count]
+
+
+def _optimization(
+    recipe: Recipe, accelerator: Accelerator, model: nn.Module, plan: loop.Plan, ema: ModelEmaV3 | None
+) -> Optimization:
+    lr = recipe.lr_per_256 * recipe.batch / 256
+    optimizer: torch.optim.Optimizer = build_optimizer(
+        model,
+        recipe.optimizer,
+        lr=lr,
+        momentum=recipe.momentum,
+        weight_decay=recipe.weight_decay,
+        layer_decay=recipe.layer_decay,
+    )
+    warmup = round(recipe.warmup_epochs * plan.updates_per_epoch)
+    if recipe.schedule == "step":
+        schedule = step_schedule(optimizer, lr=lr, step_updates=recipe.step_updates, warmup_updates=warmup)
+    else:
+        schedule = cosine_schedule(
+            optimizer, lr=lr, updates=plan.updates, warmup_updates=warmup, lr_end_ratio=recipe.lr_end_ratio
+        )
+    return Optimization(
+        optimizer=accelerator.prepare_optimizer(optimizer),
+        schedule=schedule,
+        clip_norm=recipe.clip_norm,
+        ema=ema,
+        ema_source=model if ema is not None else None,
+    )

@@ -1,0 +1,96 @@
+"""Several processes on one run: DDP through Accelerate, FSDP2, and batch statistics over all of them."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.nn.functional import all_reduce
+
+from parhelion.errors import UserError
+
+Sharding = Literal["none", "fsdp"]
+
+
+def accelerator_for(precision: Literal["no", "bf16", "fp16"]) -> Accelerator:
+    """This process's part in the run; under torchrun it meets the others here. Raises UserError."""
+    # Accelerate keeps the precision of a process's first run; a later run may choose another.
+    AcceleratorState._reset_state()
+    # Without being told, Accelerate would let several processes on a CPU run side by side, each for itself.
+    on_cpu = not torch.accelerator.is_available()
+    try:
+        accelerator = Accelerator(mixed_precision=precision, cpu=on_cpu)
+    except ValueError as error:
+        raise UserError(f"precision is {precision}, which cannot be had: {str(error).rstrip('.')}") from error
+    # Accelerate passes over fp16 on a CPU in silence.
+    if precision != "no" and not accelerator.native_amp:
+        raise UserError(f"precision is {precision}, which cannot be had on {accelerator.device.type}; use bf16")
+    return accelerator
+
+
+def shard(accelerator: Accelerator, model: nn.Module, units: Sequence[nn.Module]) -> nn.Module:
+    """`model` in place with every parameter cut into a part per process (FSDP2); gathered unit by unit when needed.
+
+    Accelerate prepares FSDP2 for GPUs only; this is the same call for any device.
+    """
+    mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
+    for unit in (*units, model):
+        fully_shard(unit, mesh=mesh)
+    return model
+
+
+def whole_state(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict of a sharded model, its parts gathered in every process."""
+    state: dict[str, Any] = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
+    return state
+
+
+def synchronise_batch_norms(model: nn.Module) -> nn.Module:
+    """`model` in place, its batch norms taking statistics over the images of all processes while they train.
+
+    A module changes its class only: parameters, names and state dict stay. On a GPU nn.SyncBatchNorm would do the same;
+    it refuses CPUs, and one way for both can be tested everywhere.
+    """
+    for module in model.modules():
+        if type(module) is nn.BatchNorm2d:
+            module.__class__ = SynchronisedBatchNorm
+    return model
+
+
+class SynchronisedBatchNorm(nn.BatchNorm2d):
+    """Batch normalisation over the batches of all processes together: (B, C, H, W) -> the same.
+
+    Two sums per channel travel, forward and backward; as in a batch norm over the whole batch, in float32.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or not dist.is_initialized():
+            return super().forward(x)
+        wide = x.float()
+        # The mean first, and deviations from it then, as batch norm on one process: a difference of large sums of
+        # squares would lose digits.
+        count = torch.full((1,), float(x.numel() // x.shape[1]), device=x.device)
+        total, count = all_reduce(torch.cat([wide.sum((0, 2, 3)), count])).split([x.shape[1], 1])
+        mean = total / count
+        deviation = wide - mean[:, None, None]
+        variance = all_reduce(deviation.square().sum((0, 2, 3))) / count
+        self._track(mean.detach(), variance.detach(), count.detach())
+        out = deviation * torch.rsqrt(variance + self.eps)[:, None, None]
+        if self.affine:
+            out = out * self.weight[:, None, None] + self.bias[:, None, None]
+        return out.to(x.dtype)
+
+    @torch.no_grad()
+    def _track(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
+        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
+            return
+        self.num_batches_tracked.add_(1)
+        share = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean, share)
+        self.running_var.lerp_(variance * count / (count - 1), share)
