@@ -16,6 +16,13 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return [*map(str, made), str(pretend_run(folder / "hybrid", "halonet_tiny", choices=("conv_stages=[1]",)))]
 
 
+def test_compare_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", "--help"]) == 0
+    assert "parhelion compare" in capsys.readouterr().out
+    assert main(["--help"]) == 0
+    assert "put runs side by side" in capsys.readouterr().out
+
+
 def test_runs_are_printed_and_drawn(
     runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

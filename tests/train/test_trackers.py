@@ -25,6 +25,11 @@ def track(folder: Path, name: str, steps: range, kept: range = range(0)) -> None
         for step in steps:
             opened.add(row(step), step)
     opened.close()
+    if name == "wandb":
+        # Its own process may still be writing; this waits for its end, as the end of ours does.
+        import wandb
+
+        wandb.teardown()
 
 
 def tensorboard_points(folder: Path) -> dict[str, list[tuple[int, float]]]:
@@ -47,7 +52,9 @@ def wandb_records(file: Path) -> Iterator[bytes]:
         if kind in (1, 4):
             yield record
             record = b""
-        if kind == 0 or -at % 32768 < 7:
+        if kind == 0:
+            at += -at % 32768 or 32768
+        elif -at % 32768 < 7:
             at += -at % 32768
 
 

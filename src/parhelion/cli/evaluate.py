@@ -1,7 +1,7 @@
 """`parhelion evaluate DIR_OR_CHECKPOINT --data SOURCE`."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,14 +17,16 @@ class Arguments:
     checkpoint: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR_OR_CHECKPOINT")]
     """Run folder or .safetensors file that parhelion train wrote."""
     data: str
-    """Images: a folder with val/ of class folders, `bundled`, or a dataset as timm names it (torch/..., hfds/...,
-    wds/..., tfds/...); its classes must be the checkpoint's."""
+    """Images: a folder with val/ of class folders, `bundled`, `fashion-mnist`, or a dataset as timm names it
+    (torch/..., hfds/..., wds/..., tfds/...); its classes must be the checkpoint's."""
     data_dir: Path | None = None
-    """Where a torch/, hfds/, wds/ or tfds/ dataset lies on disk."""
+    """Where fashion-mnist or a torch/, hfds/, wds/ or tfds/ dataset lies on disk."""
     download: bool = False
     """Allow the dataset to be downloaded."""
     batch: int = 128
     """Images at a time."""
+    image_px: int = 0
+    """Height and width of the images, in pixels; 0: as the checkpoint was evaluated in training."""
     workers: int = 0
     """Processes that read images; 0 reads them in this process."""
     on_bad_image: Literal["refuse", "skip"] = "refuse"
@@ -49,6 +51,8 @@ def run(arguments: list[str]) -> None:
         in_chans=classifier.preprocessing.in_chans,
         splits=("val",),
     )
+    if chosen.image_px:
+        classifier = replace(classifier, preprocessing=replace(classifier.preprocessing, image_px=chosen.image_px))
     outcome = validate(
         classifier,
         source,

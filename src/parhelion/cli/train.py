@@ -1,7 +1,6 @@
 """`parhelion train RECIPE --data SOURCE --out DIR` and `parhelion train --resume DIR`."""
 
 from dataclasses import dataclass, fields
-from inspect import getdoc
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +32,12 @@ class Arguments:
     """What a run needs besides its recipe."""
 
     data: str
-    """Images: a folder with train/ and val/ of class folders, `bundled`, or a dataset as timm names it
+    """Images: a folder with train/ and val/ of class folders, `bundled`, `fashion-mnist`, or a dataset as timm names it
     (torch/..., hfds/..., wds/..., tfds/...)."""
     out: Path
     """Folder for recipe, metrics, weights and pictures; must not hold a run yet."""
     data_dir: Path | None = None
-    """Where a torch/, hfds/, wds/ or tfds/ dataset lies on disk."""
+    """Where fashion-mnist or a torch/, hfds/, wds/ or tfds/ dataset lies on disk."""
     download: bool = False
     """Allow the dataset to be downloaded."""
     init_from: str | None = None
@@ -85,7 +84,7 @@ def _chosen(arguments: list[str]) -> Arguments:
         options,
         prog=f"parhelion train {name}",
         default=default,
-        description=getdoc(RECIPES[name]),
+        description=RECIPES[name].text,
     )
 
 
@@ -127,4 +126,4 @@ def _to_resume(arguments: list[str]) -> Arguments:
 
 def _recipe_lines() -> list[str]:
     width = max(map(len, RECIPES)) + 2
-    return [f"  {name:<{width}}{(getdoc(make) or '').splitlines()[0]}" for name, make in RECIPES.items()]
+    return [f"  {name:<{width}}{entry.headline}" for name, entry in RECIPES.items()]

@@ -42,10 +42,6 @@ class Entry:
     start: str = ""
     """Name of the run whose weights this one starts from."""
 
-    def __post_init__(self) -> None:
-        # `inspect.getdoc` of an entry finds the text of the run, not that of this class.
-        object.__setattr__(self, "__doc__", self.text)
-
     def __call__(self) -> Recipe:
         """The recipe."""
         return self.make(*self.of)

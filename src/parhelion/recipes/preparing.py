@@ -44,7 +44,8 @@ def prepared(recipe: Recipe, accelerator: Accelerator, model: ResNet, losses: lo
     frozen = frozen_parts(trained, recipe.freeze)
     if recipe.sync_bn and accelerator.num_processes > 1:
         parallel.synchronise_batch_norms(trained)
-    ema = ModelEmaV3(trained, decay=recipe.ema_decay) if recipe.ema_decay else None
+    # One pass over all tensors cannot take whole buffers and parts of weights together.
+    ema = ModelEmaV3(trained, decay=recipe.ema_decay, foreach=not sharded) if recipe.ema_decay else None
     if sharded:
         for whole in (trained, *([ema.module] if ema else [])):
             parallel.shard(accelerator, whole, list(whole.bottlenecks))

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.nn.functional import all_reduce
 
 from parhelion.errors import UserError
 
@@ -39,6 +38,8 @@ def shard(accelerator: Accelerator, model: nn.Module, units: Sequence[nn.Module]
 
     Accelerate prepares FSDP2 for GPUs only; this is the same call for any device.
     """
+    # It cuts rows, which channels-last weights do not have in one piece; activations stay channels-last.
+    model.to(memory_format=torch.contiguous_format)
     mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
     for unit in (*units, model):
         fully_shard(unit, mesh=mesh)
@@ -66,20 +67,20 @@ def synchronise_batch_norms(model: nn.Module) -> nn.Module:
 class SynchronisedBatchNorm(nn.BatchNorm2d):
     """Batch normalisation over the batches of all processes together: (B, C, H, W) -> the same.
 
-    Two sums per channel travel, forward and backward; as in a batch norm over the whole batch, in float32.
+    Two sums per channel travel, forward and backward; half precision is computed in float32.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or not dist.is_initialized():
             return super().forward(x)
-        wide = x.float()
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
         # The mean first, and deviations from it then, as batch norm on one process: a difference of large sums of
         # squares would lose digits.
-        count = torch.full((1,), float(x.numel() // x.shape[1]), device=x.device)
-        total, count = all_reduce(torch.cat([wide.sum((0, 2, 3)), count])).split([x.shape[1], 1])
+        count = wide.new_full((1,), x.numel() // x.shape[1])
+        total, count = _sum_of_all(torch.cat([wide.sum((0, 2, 3)), count])).split([x.shape[1], 1])
         mean = total / count
         deviation = wide - mean[:, None, None]
-        variance = all_reduce(deviation.square().sum((0, 2, 3))) / count
+        variance = _sum_of_all(deviation.square().sum((0, 2, 3))) / count
         self._track(mean.detach(), variance.detach(), count.detach())
         out = deviation * torch.rsqrt(variance + self.eps)[:, None, None]
         if self.affine:
@@ -94,3 +95,24 @@ class SynchronisedBatchNorm(nn.BatchNorm2d):
         share = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
         self.running_mean.lerp_(mean, share)
         self.running_var.lerp_(variance * count / (count - 1), share)
+
+
+class _SumOfAll(torch.autograd.Function):
+    """The sum of a tensor over all processes, each of which is the cause of a part of every process's loss."""
+
+    @staticmethod
+    def forward(_context: Any, tensor: Tensor) -> Tensor:
+        total = tensor.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(_context: Any, gradient: Tensor) -> Tensor:
+        total = gradient.contiguous().clone()
+        dist.all_reduce(total)
+        return total
+
+
+def _sum_of_all(tensor: Tensor) -> Tensor:
+    total: Tensor = _SumOfAll.apply(tensor)
+    return total

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeAlias
 
+from accelerate import PartialState
 from accelerate.tracking import GeneralTracker, TensorBoardTracker, WandBTracker
 
 from parhelion.errors import UserError, nearest
@@ -83,6 +84,8 @@ def open_trackers(
     Raises UserError as `check_trackers` does, and where W&B cannot start.
     """
     check_trackers(names)
+    # Accelerate's trackers log, and its log wants to know the process; where a run has an Accelerator, it does.
+    PartialState()
     trackers = Trackers()
     try:
         for name in dict.fromkeys(names):

@@ -1,0 +1,123 @@
+"""Several processes on one run, started as a user would: by torchrun, on this machine's CPU."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from recipes.colour_folders import colour_folders
+from safetensors.torch import load_file
+
+pytestmark = pytest.mark.slow
+
+# SGD, because Adam divides by tiny gradients in its first updates, which makes rounding large.
+WORDS = (
+    *("halonet_tiny", "--image-px", "16", "--batch", "12", "--epochs", "3", "--seed", "7"),
+    *("--optimizer", "sgd", "--lr-per-256", "0.05", "--checkpoint-updates", "1"),
+)
+UPDATES = 3 * (33 // 12)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return colour_folders(tmp_path_factory.mktemp("colours"))
+
+
+def command(processes, data, out, *words, restarts=0):
+    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    launch += [f"--max-restarts={restarts}", "-m"] if processes > 1 else []
+    start = [sys.executable, *(launch if processes > 1 else ["-m"]), "parhelion.cli", "train", *WORDS]
+    return [*start, "--data", str(data), "--out", str(out), *words]
+
+
+def run(processes, data, out, *words):
+    """Train in `processes` processes, to the end."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command(processes, data, out, *words), env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def assert_same_losses(ours, theirs):
+    """Equal up to rounding, which grows from update to update: as between a run with one thread and one with two."""
+    torch.testing.assert_close(ours[:3], theirs[:3], rtol=2e-6, atol=0)
+    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=0)
+
+
+def losses(out):
+    rows = lines(out / "losses.jsonl")
+    assert [row["update"] for row in rows] == list(range(1, UPDATES + 1))
+    return torch.tensor([row["loss"] for row in rows])
+
+
+@pytest.fixture(scope="module")
+def alone(data, tmp_path_factory):
+    """The run of one process."""
+    out = tmp_path_factory.mktemp("runs") / "alone"
+    run(1, data, out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def two(data, tmp_path_factory):
+    """The run of two processes that share the weights' parts."""
+    out = tmp_path_factory.mktemp("runs") / "two"
+    run(2, data, out, "--sharding", "fsdp", "--ema-decay", "0.5")
+    return out
+
+
+def test_two_processes_have_the_losses_of_one(data, alone, tmp_path):
+    run(2, data, tmp_path / "ddp")
+    assert_same_losses(losses(tmp_path / "ddp"), losses(alone))
+    ours, theirs = (load_file(out / "weights.safetensors") for out in (tmp_path / "ddp", alone))
+    for name, tensor in theirs.items():
+        torch.testing.assert_close(ours[name], tensor, rtol=1e-3, atol=1e-4)
+    assert lines(tmp_path / "ddp" / "metrics.jsonl")[-1]["top1"] == lines(alone / "metrics.jsonl")[-1]["top1"]
+
+
+def test_parts_of_weights_have_the_losses_of_the_whole(alone, two):
+    assert_same_losses(losses(two), losses(alone))
+    assert len(list((two / "checkpoints" / f"{UPDATES:09d}").glob("*.safetensors"))) == 2
+
+
+@pytest.mark.parametrize("processes", [1, 4])
+def test_parts_that_two_saved_go_on_in_another_number_of_processes(data, two, tmp_path, processes):
+    out = tmp_path / "resumed"
+    shutil.copytree(two, out)
+    # As if the run had been killed after the checkpoint before the last.
+    shutil.rmtree(out / "checkpoints" / f"{UPDATES:09d}")
+    said = run(processes, data, out, "--sharding", "fsdp", "--ema-decay", "0.5", "--resume")
+    assert f"after update {UPDATES - 1} of {UPDATES}" in said
+    assert_same_losses(losses(out), losses(two))
+    ours, theirs = (load_file(folder / "weights.safetensors") for folder in (out, two))
+    for name, tensor in theirs.items():
+        torch.testing.assert_close(ours[name], tensor, rtol=1e-3, atol=1e-4)
+
+
+def test_a_killed_worker_is_restarted_and_the_run_completes(data, alone, tmp_path):
+    out = tmp_path / "killed"
+    words = command(2, data, out, "--resume", restarts=2)
+    with subprocess.Popen(words, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL) as launcher:
+        deadline = time.monotonic() + 120
+        while not list(out.glob("checkpoints/0*")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        children = subprocess.run(
+            ["pgrep", "-f", f"parhelion.cli train .*{out}"], capture_output=True, text=True, check=True
+        )
+        worker = max(int(child) for child in children.stdout.split() if int(child) != launcher.pid)
+        os.kill(worker, signal.SIGKILL)
+        assert launcher.wait(timeout=300) == 0
+    assert_same_losses(losses(out), losses(alone))
+    assert len(lines(out / "metrics.jsonl")) == 3
+    assert json.loads((out / "environment.json").read_text())["before"]
