@@ -171,6 +171,13 @@ def test_what_is_missing_is_named(refused):
         (("--data", "nowhere"), "nowhere"),
         (("--data", "bundled", "--download"), "download"),
         (("--workers", "-1"), "workers is -1"),
+        (("--accumulate", "3"), "batch is 10, but it must be a multiple of 3"),
+        (("--updates", "99"), "updates is 99, but 2 epochs of 3 updates have only 6"),
+        (("--freeze", "9"), "freeze is 9, but the model has 4 parts"),
+        (("--choices", "drop_path=0.5"), "'drop_path', but resnet_tiny has no such choice"),
+        (("--choices", "widths=[0,0,0]"), "cannot be built with the choices widths=[0,0,0]"),
+        (("--init-from", "nowhere"), "there is nothing at 'nowhere'"),
+        (("--track", "tensorbord"), "did you mean tensorboard?"),
     ],
 )
 def test_a_value_that_cannot_be_is_one_sentence(refused, data, tmp_path, words, sentence):

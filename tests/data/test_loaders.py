@@ -210,7 +210,9 @@ def test_evaluation_is_shared_without_gap_or_repeat() -> None:
 
 
 def test_what_cannot_be_shared_is_refused() -> None:
-    with pytest.raises(UserError, match="batch is 10, which 2 processes with 3 parts each cannot share evenly"):
+    with pytest.raises(
+        UserError, match=r"batch is 10, but it must be a multiple of 6 .*\(processes: 2, parts of each: 3\)"
+    ):
         make_loader(Numbered(30), EVALUATE, batch=10, train=True, share=Share(processes=2, parts=3))
     with pytest.raises(UserError, match="batch is 12, in 1 parts on 2 processes, but there are only 7 training images"):
         make_loader(Numbered(7), EVALUATE, batch=12, train=True, share=Share(processes=2))

@@ -148,3 +148,20 @@ def test_fp16_without_a_gpu_is_one_sentence(tmp_path, data):
 def test_grey_images_train_a_network_of_one_channel(tmp_path, data):
     train(quick_recipe(in_chans=1, epochs=1), data=str(data), out=tmp_path / "run", quiet=True)
     assert load_classifier(tmp_path / "run").preprocessing.in_chans == 1
+
+
+@pytest.mark.parametrize("count", [1, 4, 5])
+def test_mixing_leaves_no_image_out_and_targets_are_shares(count):
+    seen = []
+
+    def model(images):
+        seen.append(images)
+        return torch.zeros(len(images), 3)
+
+    losses = classification.task(quick_recipe(mixup=0.5, label_smoothing=0.25), 3)
+    batch = {"image": torch.rand(count, 3, 5, 7), "target": torch.arange(count) % 3}
+    given = batch["image"].clone()
+    # Equal logits cost log(3) whatever the target, if its shares add up to 1.
+    assert losses(model, batch)["cross_entropy"].item() == pytest.approx(math.log(3))
+    assert len(seen[0]) == count
+    assert torch.equal(seen[0][-1], given[-1]) == (count % 2 == 1)

@@ -24,9 +24,10 @@ def shortened(name):
     found = recipe(name)
     # The small networks have one block a stage already.
     shallow = () if "tiny" in found.model else ("blocks=[1,1,1,1]",)
+    others = tuple(choice for choice in found.choices if not choice.startswith("blocks="))
     return replace(
         found,
-        choices=(*found.choices, *shallow),
+        choices=(*others, *shallow),
         image_px=min(found.image_px, 64),
         batch=2,
         epochs=1,

@@ -1,5 +1,7 @@
 """Several processes on one run, started as a user would: by torchrun, on this machine's CPU."""
 
+import contextlib
+import io
 import json
 import os
 import shutil
@@ -10,17 +12,19 @@ import time
 
 import pytest
 import torch
-from recipes.colour_folders import colour_folders
+from recipes.colour_folders import colour_folders, truncate
 from safetensors.torch import load_file
 
-pytestmark = pytest.mark.slow
+from parhelion.cli import main
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 # SGD, because Adam divides by tiny gradients in its first updates, which makes rounding large.
 WORDS = (
-    *("halonet_tiny", "--image-px", "16", "--batch", "12", "--epochs", "3", "--seed", "7"),
+    *("halonet_tiny", "--image-px", "16", "--batch", "12", "--epochs", "2", "--seed", "7"),
     *("--optimizer", "sgd", "--lr-per-256", "0.05", "--checkpoint-updates", "1"),
 )
-UPDATES = 3 * (33 // 12)
+UPDATES = 2 * (33 // 12)
 
 
 @pytest.fixture(scope="module")
@@ -29,10 +33,12 @@ def data(tmp_path_factory):
 
 
 def command(processes, data, out, *words, restarts=0):
-    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    launch += [f"--max-restarts={restarts}", "-m"] if processes > 1 else []
-    start = [sys.executable, *(launch if processes > 1 else ["-m"]), "parhelion.cli", "train", *WORDS]
-    return [*start, "--data", str(data), "--out", str(out), *words]
+    launch = ["--standalone", f"--nproc-per-node={processes}", f"--max-restarts={restarts}", "-m", "parhelion.cli"]
+    return [sys.executable, "-m", "torch.distributed.run", *launch, "train", *arguments(data, out, *words)]
+
+
+def arguments(data, out, *words):
+    return [*WORDS, "--data", str(data), "--out", str(out), *words]
 
 
 def run(processes, data, out, *words):
@@ -43,6 +49,14 @@ def run(processes, data, out, *words):
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
+
+
+def run_here(data, out, *words):
+    """Train in this process alone, which need not start first."""
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        assert main(["train", *arguments(data, out, *words)]) == 0
+    return said.getvalue()
 
 
 def lines(path):
@@ -65,7 +79,8 @@ def losses(out):
 def alone(data, tmp_path_factory):
     """The run of one process."""
     out = tmp_path_factory.mktemp("runs") / "alone"
-    run(1, data, out)
+    torch.set_num_threads(1)
+    run_here(data, out)
     return out
 
 
@@ -91,13 +106,14 @@ def test_parts_of_weights_have_the_losses_of_the_whole(alone, two):
     assert len(list((two / "checkpoints" / f"{UPDATES:09d}").glob("*.safetensors"))) == 2
 
 
-@pytest.mark.parametrize("processes", [1, 4])
+@pytest.mark.parametrize("processes", [1, 3])
 def test_parts_that_two_saved_go_on_in_another_number_of_processes(data, two, tmp_path, processes):
     out = tmp_path / "resumed"
     shutil.copytree(two, out)
     # As if the run had been killed after the checkpoint before the last.
     shutil.rmtree(out / "checkpoints" / f"{UPDATES:09d}")
-    said = run(processes, data, out, "--sharding", "fsdp", "--ema-decay", "0.5", "--resume")
+    words = (data, out, "--sharding", "fsdp", "--ema-decay", "0.5", "--resume")
+    said = run_here(*words) if processes == 1 else run(processes, *words)
     assert f"after update {UPDATES - 1} of {UPDATES}" in said
     assert_same_losses(losses(out), losses(two))
     ours, theirs = (load_file(folder / "weights.safetensors") for folder in (out, two))
@@ -119,5 +135,36 @@ def test_a_killed_worker_is_restarted_and_the_run_completes(data, alone, tmp_pat
         os.kill(worker, signal.SIGKILL)
         assert launcher.wait(timeout=300) == 0
     assert_same_losses(losses(out), losses(alone))
-    assert len(lines(out / "metrics.jsonl")) == 3
+    assert len(lines(out / "metrics.jsonl")) == 2
     assert json.loads((out / "environment.json").read_text())["before"]
+
+
+def test_a_launcher_that_is_asked_to_stop_lets_the_run_save_and_one_process_goes_on(data, alone, tmp_path):
+    out = tmp_path / "stopped"
+    with subprocess.Popen(
+        command(2, data, out, "--checkpoint-updates", "1"),
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as launcher:
+        deadline = time.monotonic() + 120
+        while not list(out.glob("checkpoints/0*")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        launcher.send_signal(signal.SIGTERM)
+        said = launcher.communicate(timeout=60)[1]
+    assert "goes on" in said
+    newest = max((out / "checkpoints").glob("0*")).name
+    assert not list(out.rglob("checkpoints/.*"))
+    assert f"after update {int(newest)} of {UPDATES}" in run_here(data, out, "--resume")
+    assert_same_losses(losses(out), losses(alone))
+
+
+def test_an_image_that_one_of_two_cannot_read_ends_both_at_once(data, tmp_path):
+    images = tmp_path / "images"
+    shutil.copytree(data, images)
+    truncate(images / "train" / "red" / "4.jpg")
+    done = subprocess.run(
+        command(2, images, tmp_path / "run"), capture_output=True, text=True, timeout=100, check=False
+    )
+    assert done.returncode
+    assert "parhelion: cannot read the image" in done.stderr

@@ -40,6 +40,14 @@ WRONG = [
     ("optimizer", "adam"),
     ("precision", "fp8"),
     ("on_bad_image", "ignore"),
+    ("model", None),
+    ("epochs", "three"),
+    ("batch", 2.5),
+    ("flip", True),
+    ("mixup", float("inf")),
+    ("mean", (float("inf"),)),
+    ("choices", ("halo",)),
+    ("choices", ("halo=1", "halo=2")),
 ]
 # Any model may be fine-tuned, and the hybrid is no longer what its row is called.
 OTHER_NAMES = {"finetune": "finetune", "hybrid_tiny": "hybrid"}

@@ -81,7 +81,8 @@ def make_loader(
         raise UserError(f"on_bad_image is {on_bad_image!r}, but it should be 'skip' or 'refuse'")
     if train and batch % (share.processes * share.parts):
         raise UserError(
-            f"batch is {batch}, which {share.processes} processes with {share.parts} parts each cannot share evenly"
+            f"batch is {batch}, but it must be a multiple of {share.processes * share.parts} to be shared evenly "
+            f"(processes: {share.processes}, parts of each: {share.parts})"
         )
     local = batch // (share.processes * share.parts) if train else batch
     ready: Dataset[Ready]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from parhelion.layers.operators import Activation, Convolution, Gsa
 from parhelion.layers.stems import StemKind
 from parhelion.models.resnet import Network, Stage
-from parhelion.models.rows import TINY_BLOCKS, TINY_WIDTHS, WIDTHS, Row, per_stage
+from parhelion.models.rows import TINY_BLOCKS, TINY_WIDTHS, WIDTHS, Row, check_stages, per_stage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +32,7 @@ class GsaNet(Row):
 
     def network(self) -> Network:
         """The description that the skeleton builds."""
+        check_stages("groups", self.groups, len(self.blocks))
         gsa = Gsa(
             heads=self.heads,
             content=self.content,

@@ -10,7 +10,7 @@ from parhelion.layers.operators import Activation, Convolution, Halo, Operator
 from parhelion.layers.stems import StemKind
 from parhelion.layers.tables import TableRows
 from parhelion.models.resnet import Network, Stage
-from parhelion.models.rows import TINY_BLOCKS, TINY_WIDTHS, WIDTHS, Row, per_stage
+from parhelion.models.rows import TINY_BLOCKS, TINY_WIDTHS, WIDTHS, Row, check_stages, per_stage
 from parhelion.ops.halo import Border, Relative
 
 
@@ -43,6 +43,7 @@ class HaloNet(Row):
 
     def network(self) -> Network:
         """The description that the skeleton builds."""
+        check_stages("conv_stages", self.conv_stages, len(self.blocks))
         stages = tuple(
             Stage(
                 operator=self._operator(number, heads),

@@ -42,3 +42,10 @@ def per_stage(**choices: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
         found = ", ".join(f"{name} has {length}" for name, length in lengths.items())
         raise UserError(f"every stage needs one number of each, for at most {len(STRIDES)} stages, but {found}")
     return zip(*choices.values(), STRIDES, strict=False)
+
+
+def check_stages(name: str, stages: tuple[int, ...], count: int) -> None:
+    """Raise UserError where `stages`, counted from 1, names one that a network of `count` stages does not have."""
+    odd = [stage for stage in stages if stage not in range(1, count + 1)]
+    if odd:
+        raise UserError(f"{name} names stage {odd[0]}, but the network has the stages 1 to {count}")

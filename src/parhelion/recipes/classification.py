@@ -3,7 +3,7 @@
 import math
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -11,24 +11,23 @@ from typing import Any, cast
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast, gather_object
-from timm.data import Mixup
+from timm.data.mixup import Mixup, mixup_target
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from parhelion.data.loaders import go_to, make_loader
+from parhelion.data.loaders import go_to
 from parhelion.data.samples import Share
 from parhelion.data.sources import Source, open_source
-from parhelion.data.transforms import eval_transform, train_transform
 from parhelion.errors import UserError
 from parhelion.evaluate import classify
 from parhelion.evaluate.initial import initialise
 from parhelion.evaluate.saved import Classifier, save_classifier
 from parhelion.evaluate.validate import image_count
 from parhelion.models.adapt import Adaptation
-from parhelion.models.catalog import create_model
 from parhelion.models.count import multiply_adds
 from parhelion.models.resnet import ResNet
 from parhelion.recipes import album
+from parhelion.recipes.ingredients import check_same_images, image_facts, place, train_loader, untrained, val_loader
 from parhelion.recipes.keeping import Begun, Keeping, begin
 from parhelion.recipes.preparing import Prepared, prepared
 from parhelion.recipes.recipe import Recipe, check
@@ -79,17 +78,20 @@ def train(  # noqa: PLR0913  every argument is the user's choice
     note = _silent if quiet else _warn
     begun = begin(out, resolved, accelerator, resume=resume, keep=recipe.keep, note=note)
     source = open_source(data, data_dir=data_dir, download=download, in_chans=recipe.in_chans)
+    check_same_images(begun.images, image_facts(recipe, source, accelerator), source.name, note)
     # Equal weights in all processes.
     seed_everything("weights", recipe.seed)
-    classifier = _untrained(recipe, source)
+    classifier = untrained(recipe, source)
     model = cast("ResNet", classifier.model)
     adaptation = None
     if init_from is not None and begun.checkpoint is None:
         adaptation = initialise(model, init_from, class_names=classifier.class_names)
-    loader = _train_loader(recipe, source, accelerator)
+    loader = train_loader(recipe, source, accelerator)
     plan = _plan(recipe, batches=len(loader))
     if begun.state.update >= plan.updates and (out / album.SHEET).exists():
         raise UserError(f"the run in {out} is finished; to train on, start another one with --init-from {out}")
+    if recipe.sharding != "none" and accelerator.num_processes == 1:
+        note(f"sharding is {recipe.sharding}, but one process alone holds all weights; torchrun starts several")
     ready = prepared(recipe, accelerator, model, task(recipe, len(source.class_names)), plan)
     run = _Run(recipe, begun, accelerator, source, classifier, ready, quiet=quiet)
     state = run.open(seed=recipe.seed, updates_per_epoch=plan.updates_per_epoch)
@@ -105,18 +107,26 @@ def task(recipe: Recipe, classes: int) -> loop.Losses:
     mix = None
     if recipe.mixup or recipe.cutmix:
         mix = Mixup(recipe.mixup, recipe.cutmix, label_smoothing=smoothing, num_classes=classes)
-        smoothing = 0.0
 
     def losses(model: nn.Module, batch: loop.Batch) -> dict[str, Tensor]:
         images, targets = batch["image"], batch["target"]
-        # Images are mixed in pairs; where one was left out, so is another.
-        if mix is not None and len(images) > 1:
-            even = len(images) // 2 * 2
-            images, targets = mix(images[:even], targets[:even])
+        if mix is not None:
+            images, targets = _mixed(mix, images, targets)
         logits = model(images.contiguous(memory_format=torch.channels_last))
-        return {"cross_entropy": nn.functional.cross_entropy(logits, targets, label_smoothing=smoothing)}
+        smoothed = smoothing if mix is None else 0.0
+        return {"cross_entropy": nn.functional.cross_entropy(logits, targets, label_smoothing=smoothed)}
 
     return losses
+
+
+def _mixed(mix: Mixup, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """The images mixed in pairs, and the targets as probabilities; an odd one out stays as it is."""
+    even = len(images) // 2 * 2
+    alone = mixup_target(targets[even:], mix.num_classes, smoothing=mix.label_smoothing)
+    if not even:
+        return images, alone
+    mixed, soft = mix(images[:even], targets[:even])
+    return torch.cat([mixed, images[even:]]), torch.cat([soft, alone])
 
 
 class _Run(Keeping):
@@ -133,13 +143,14 @@ class _Run(Keeping):
         *,
         quiet: bool,
     ) -> None:
-        super().__init__(begun, accelerator, ready.moving)
+        super().__init__(begun, accelerator, ready.moving, image_facts(recipe, source, accelerator))
         self.recipe, self.source, self.ready = recipe, source, ready
         self.classifier = replace(classifier, model=ready.evaluated)
-        self._val_loader = _val_loader(recipe, source, Share(**_place(accelerator)))
+        self._val_loader = val_loader(recipe, source, Share(**place(accelerator)))
         self._outcome: classify.Outcome | None = None
         self._noted: set[str] = set()
         self._trackers = Trackers()
+        self._stop = StopRequest()
         self._progress = Progress(1, quiet=quiet)
 
     def note_start(self, adaptation: Adaptation) -> None:
@@ -159,7 +170,7 @@ class _Run(Keeping):
 
     def fit(self, loader: DataLoader[Any], plan: loop.Plan, state: loop.State, stop: StopRequest) -> dict[str, Any]:
         """Train from `state` to the end, draw the pictures, and return what `train` does."""
-        recipe, out = self.recipe, self.begun.folder
+        recipe, out, self._stop = self.recipe, self.begun.folder, stop
         if self.record is not None and not self.begun.resumed:
             save_classifier(out / WEIGHTS, self.classifier)
         self._progress = Progress((plan.updates - state.update) * recipe.batch, quiet=self._progress.quiet)
@@ -225,11 +236,17 @@ class _Run(Keeping):
         self.ready.gather()
         model = self.classifier.model
         if self.accelerator.num_processes == 1:
-            return classify.outcome(model, self._val_loader)
+            return classify.outcome(model, self._val_batches())
         # Without synchronised statistics each process has its own averages; those of the first are saved.
         for buffer in model.buffers():
             buffer.copy_(broadcast(buffer))
-        return classify.merged(gather_object([classify.outcome(model, self._val_loader)]))
+        return classify.merged(gather_object([classify.outcome(model, self._val_batches())]))
+
+    def _val_batches(self) -> Iterator[loop.Batch]:
+        """The validation batches; Stopped where somebody asks: a resumed run evaluates the epoch's checkpoint anew."""
+        for batch in self._val_loader:
+            self._stop.obey()
+            yield batch
 
     def _draw(self, out: Path) -> None:
         """Leave the pictures in `out`."""
@@ -237,7 +254,7 @@ class _Run(Keeping):
         loader, whole = self._val_loader, self._outcome
         if whole is None or self.accelerator.num_processes > 1:
             # The processes' parts together are not in the order of the data.
-            loader = _val_loader(self.recipe, self.source, Share())
+            loader = val_loader(self.recipe, self.source, Share())
             whole = classify.outcome(self.classifier.model, loader)
         title, names = f"{self.recipe.model} on {self.source.name}", self.source.class_names
         album.draw_scores(out, title, self.record.rows, whole, names)
@@ -268,10 +285,6 @@ def _silent(_sentence: str) -> None:
     """Say nothing."""
 
 
-def _place(accelerator: Accelerator) -> dict[str, int]:
-    return {"process": accelerator.process_index, "processes": accelerator.num_processes}
-
-
 def _plan(recipe: Recipe, *, batches: int) -> loop.Plan:
     per_epoch = batches // recipe.accumulate
     updates = recipe.epochs * per_epoch
@@ -286,58 +299,6 @@ def _plan(recipe: Recipe, *, batches: int) -> loop.Plan:
         accumulate=recipe.accumulate,
         checkpoint_updates=recipe.checkpoint_updates,
         seed=recipe.seed,
-    )
-
-
-def _untrained(recipe: Recipe, source: Source) -> Classifier:
-    arguments: dict[str, Any] = {
-        "num_classes": len(source.class_names),
-        "in_chans": recipe.in_chans,
-        "image_size": recipe.image_px,
-        **recipe.model_choices(),
-    }
-    model = create_model(recipe.model, drop_path=recipe.drop_path, drop_rate=recipe.dropout, **arguments)
-    # As a constant to the type checker: attributes of modules may be tensors.
-    min_px = cast("int", model.min_px)
-    for name, side in (("image_px", recipe.image_px), ("eval_px", recipe.eval_px or recipe.image_px)):
-        if side < min_px:
-            raise UserError(f"{name} is {side}; {recipe.model} takes images of at least {min_px} pixels")
-    return Classifier(
-        # Attention reads channels-last maps as they are, and convolutions are faster on them.
-        model=model.to(memory_format=torch.channels_last),
-        name=recipe.model,
-        arguments=arguments,
-        class_names=tuple(source.class_names),
-        preprocessing=recipe.preprocessing(),
-        epoch=0,
-        metrics={},
-    )
-
-
-def _train_loader(recipe: Recipe, source: Source, accelerator: Accelerator) -> DataLoader[Any]:
-    assert source.train is not None, "open the source with its train split"
-    return make_loader(
-        source.train,
-        train_transform(recipe.preprocessing(recipe.image_px), recipe.augmentation()),
-        batch=recipe.batch,
-        train=True,
-        workers=recipe.workers,
-        seed=recipe.seed,
-        on_bad_image=recipe.on_bad_image,
-        share=Share(parts=recipe.accumulate, **_place(accelerator)),
-    )
-
-
-def _val_loader(recipe: Recipe, source: Source, share: Share) -> DataLoader[Any]:
-    assert source.val is not None, "open the source with its val split"
-    return make_loader(
-        source.val,
-        eval_transform(recipe.preprocessing()),
-        batch=recipe.batch,
-        train=False,
-        workers=recipe.workers,
-        on_bad_image=recipe.on_bad_image,
-        share=share,
     )
 
 

@@ -14,7 +14,7 @@ from parhelion.train.environment import environment
 from parhelion.train.moving import Moving
 from parhelion.train.record import CHECKPOINTS, RunRecord, check_same_recipe, holds_run
 
-# What may change when a run is resumed, since nothing that is computed depends on it.
+# What may change when a run is resumed, since nothing that is computed depends on it; but see `Begun.images`.
 FREE = ("workers", "keep", "checkpoint_updates", "data_dir")
 
 
@@ -33,6 +33,11 @@ class Begun:
     def state(self) -> loop.State:
         """Where the loop goes on."""
         return loop.State() if self.checkpoint is None else loop.State(**self.checkpoint.facts["state"])
+
+    @property
+    def images(self) -> Mapping[str, Any]:
+        """What told the run's images from others when the checkpoint was written; empty without one."""
+        return {} if self.checkpoint is None else self.checkpoint.facts.get("images", {})
 
 
 def begin(
@@ -65,8 +70,9 @@ def begin(
 class Keeping(ABC):
     """What the loop reports to, for any task: writes losses and checkpoints, in the first process."""
 
-    def __init__(self, begun: Begun, accelerator: Accelerator, moving: Moving) -> None:
-        self.begun, self.accelerator, self.moving = begun, accelerator, moving
+    def __init__(self, begun: Begun, accelerator: Accelerator, moving: Moving, images: Mapping[str, Any]) -> None:
+        """images: what tells the run's images from others, ready for JSON; kept in every checkpoint."""
+        self.begun, self.accelerator, self.moving, self._images = begun, accelerator, moving, images
         self.record: RunRecord | None = None
 
     def open(self, *, seed: int, updates_per_epoch: int) -> loop.State:
@@ -93,7 +99,7 @@ class Keeping(ABC):
         """Save a checkpoint; everything that came before it is on the disk then."""
         if self.record is not None:
             self.record.flush_losses()
-        facts = {"state": state.as_dict(), "moving": self.moving.facts()}
+        facts = {"state": state.as_dict(), "moving": self.moving.facts(), "images": self._images}
         self.begun.checkpoints.save(state.update, self.moving.tensors(), facts)
 
     @abstractmethod

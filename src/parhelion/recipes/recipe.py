@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 from parhelion.errors import UserError
 
@@ -125,8 +126,11 @@ class Recipe:
         return asdict(self)
 
     def model_choices(self) -> dict[str, Any]:
-        """`choices` by name, as values; UserError for what is not name=value."""
-        return dict(map(_choice, self.choices))
+        """`choices` by name, as values; UserError for what is not name=value, or comes twice."""
+        pairs = [_choice(text) for text in self.choices]
+        if len(dict(pairs)) < len(pairs):
+            raise UserError(f"choices holds {' '.join(self.choices)}; each name must come once")
+        return dict(pairs)
 
     def preprocessing(self, image_px: int = 0) -> Preprocessing:
         """What happens to every image of `image_px` pixels; by default as in evaluation."""
@@ -212,11 +216,15 @@ CHOICES = ("optimizer", "schedule", "precision", "sharding", "on_bad_image")
 
 def check(recipe: Recipe) -> None:
     """Raise UserError for the first field whose value cannot be."""
+    types = get_type_hints(Recipe)
+    for field, kind in types.items():
+        # A recipe may have been read from a file.
+        if not _is_of(kind, getattr(recipe, field)):
+            raise UserError(f"{field} is {getattr(recipe, field)!r}; it must be {_kind_in_words(kind)}")
     for field, (holds, words) in RULES.items():
         value = getattr(recipe, field)
         if not holds(value):
             raise UserError(f"{field} is {value}; it must be {words}")
-    types = get_type_hints(Recipe)
     for field in CHOICES:
         value, choices = getattr(recipe, field), get_args(types[field])
         if value not in choices:
@@ -232,3 +240,23 @@ def check(recipe: Recipe) -> None:
     recipe.model_choices()
     recipe.preprocessing()
     recipe.augmentation()
+
+
+def _is_of(kind: Any, value: object) -> bool:
+    """Whether `value` is what the annotation `kind` of a field says; a Literal may be any word here."""
+    if get_origin(kind) is tuple:
+        return isinstance(value, tuple) and all(_is_of(get_args(kind)[0], entry) for entry in value)
+    if kind in (int, float):
+        # To Python True is a number.
+        return (
+            isinstance(value, int if kind is int else int | float)
+            and not isinstance(value, bool)
+            and math.isfinite(value)
+        )
+    return isinstance(value, bool if kind is bool else str)
+
+
+def _kind_in_words(kind: Any) -> str:
+    if get_origin(kind) is tuple:
+        return f"a list, each entry {_kind_in_words(get_args(kind)[0])}"
+    return {int: "a whole number", float: "a finite number", bool: "true or false"}.get(kind, "a word")

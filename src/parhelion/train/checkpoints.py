@@ -60,7 +60,7 @@ class Checkpoints:
     def save(self, update: int, tensors: dict[str, Tensor], facts: Mapping[str, Any]) -> None:
         """Write one, then remove those that are too many. All processes call this; UserError in all if one fails."""
         final, temporary = self.folder / f"{update:09d}", self.folder / f".{update:09d}"
-        self._together(lambda: _empty(temporary), on_main_only=True)
+        self._together(lambda: self._make_empty(temporary), on_main_only=True)
         self._together(lambda: _write_tensors(temporary, tensors))
         self._together(lambda: self._complete(temporary, final, facts), on_main_only=True)
 
@@ -79,6 +79,15 @@ class Checkpoints:
 
     def _folders(self) -> list[Path]:
         return [path for path in self.folder.glob("[0-9]*") if path.is_dir()] if self.folder.is_dir() else []
+
+    def _make_empty(self, temporary: Path) -> None:
+        # Also what a run that was killed while it saved has left.
+        self._remove_unfinished()
+        temporary.mkdir(parents=True)
+
+    def _remove_unfinished(self) -> None:
+        for left in self.folder.glob(".[0-9]*"):
+            shutil.rmtree(left, ignore_errors=True)
 
     def _complete(self, temporary: Path, final: Path, facts: Mapping[str, Any]) -> None:
         files = {path.name: _sum(path) for path in sorted(temporary.iterdir())}
@@ -109,8 +118,7 @@ class Checkpoints:
         if self._accelerator.num_processes > 1 and on_main_only:
             (sentence,) = broadcast_object_list([sentence])
         if sentence is not None:
-            for left in self.folder.glob(".[0-9]*"):
-                shutil.rmtree(left, ignore_errors=True)
+            self._remove_unfinished()
             raise UserError(f"{sentence}; the checkpoint before it is still good")
 
 
@@ -130,11 +138,6 @@ def why_not_whole(folder: Path) -> str | None:
     if written != _sum_of_state(state):
         return f"{STATE} was changed"
     return f"{damaged[0]} is not what was written" if damaged else None
-
-
-def _empty(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
 
 
 def _write_tensors(folder: Path, tensors: dict[str, Tensor]) -> None:

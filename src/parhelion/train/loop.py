@@ -160,7 +160,8 @@ def train(run: Training) -> None:
             _run_epoch(run, epoch, watch, clock)
         run.keeper.end_epoch(_ended(state, epoch, clock))
         _forget_epoch(state)
-        if state.update < plan.updates:
+        # Several processes agree on it first, after some updates of the next epoch.
+        if state.update < plan.updates and run.accelerator.num_processes == 1:
             run.stop.obey()
 
 
@@ -266,6 +267,9 @@ class LossWatch:
         self._run = run
         # The newest loss read, for show.
         self.latest = ""
+        # On CPUs reading costs nothing, and several processes must hear soon that they should stop.
+        together_on_cpu = run.accelerator.num_processes > 1 and run.accelerator.device.type == "cpu"
+        self._updates_per_read = 1 if together_on_cpu else UPDATES_PER_READ
         self._sums: list[Tensor] = []
         self._waiting: list[Tensor] = []
         self._rates: list[float] = []
@@ -280,7 +284,7 @@ class LossWatch:
         self._waiting.append(torch.stack(self._sums).sum(0) if self._sums else torch.zeros(2, device=device))
         self._rates.append(self._run.state.lr)
         self._sums.clear()
-        if len(self._waiting) >= UPDATES_PER_READ:
+        if len(self._waiting) >= self._updates_per_read:
             self.read()
 
     def must_stop(self, stop: StopRequest) -> bool:

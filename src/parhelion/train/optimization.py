@@ -58,7 +58,8 @@ def cosine_schedule(
     """
     return CosineLRScheduler(
         optimizer,
-        t_initial=max(1, updates - warmup_updates),
+        # timm complains of less; a run that ends in its warm-up does not get there.
+        t_initial=max(2, updates - warmup_updates),
         lr_min=lr * lr_end_ratio,
         warmup_prefix=True,
         **_warmup(lr, warmup_updates),

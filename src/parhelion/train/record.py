@@ -95,8 +95,8 @@ class RunRecord:
         """
         record = cls.__new__(cls)
         record.folder = folder
-        record.rows = [row for row in _lines(folder / METRICS) if row["epoch"] <= epochs]
-        losses = [row for row in _lines(folder / LOSSES) if row["update"] <= update]
+        record.rows = [row for row in metrics_rows(folder) if row["epoch"] <= epochs]
+        losses = [row for row in _rows(folder / LOSSES, "update") if row["update"] <= update]
         _replace_lines(folder / METRICS, record.rows)
         _replace_lines(folder / LOSSES, losses)
         before = _environments(folder / ENVIRONMENT)
@@ -127,22 +127,26 @@ class RunRecord:
 
 def metrics_rows(folder: Path) -> list[dict[str, Any]]:
     """The rows of a run's metrics.jsonl; none where there is no such file. Raises UserError."""
-    return _lines(folder / METRICS)
+    return _rows(folder / METRICS, "epoch")
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file of JSON lines; a last line that was cut short is left out."""
+def _rows(path: Path, count: str) -> list[dict[str, Any]]:
+    """The rows of a file of JSON lines, each with a number `count`; a last line that was cut short is left out."""
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").split("\n")
     # What follows the last line break was not written to its end.
-    rows = []
-    for number, line in enumerate(lines[:-1], start=1):
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise UserError(f"line {number} of {path} is damaged ({error})") from error
-    return rows
+    lines = path.read_bytes().split(b"\n")[:-1]
+    return [_row(path, count, number, line) for number, line in enumerate(lines, start=1)]
+
+
+def _row(path: Path, count: str, number: int, line: bytes) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise UserError(f"line {number} of {path} is damaged ({error})") from error
+    if not isinstance(row, dict) or not isinstance(row.get(count), int):
+        raise UserError(f"line {number} of {path} is damaged (it has no number {count!r})")
+    return row
 
 
 def _replace_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -1,0 +1,144 @@
+"""What a recipe is made of: its network, its batches, and the images that they come from."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from torch.utils.data import DataLoader
+
+from parhelion.data.loaders import make_loader
+from parhelion.data.samples import Share, Stream
+from parhelion.data.sources import Source
+from parhelion.data.transforms import eval_transform, train_transform
+from parhelion.errors import UserError, nearest
+from parhelion.evaluate.saved import Classifier
+from parhelion.evaluate.validate import check_classes, image_count
+from parhelion.models.catalog import create_model, model_info
+from parhelion.recipes.recipe import Recipe
+
+
+def untrained(recipe: Recipe, source: Source) -> Classifier:
+    """The network of `recipe` for the classes of `source`, with the weights it starts from. Raises UserError."""
+    arguments: dict[str, Any] = {
+        "num_classes": len(source.class_names),
+        "in_chans": recipe.in_chans,
+        "image_size": recipe.image_px,
+        **_choices(recipe),
+    }
+    model = _built(recipe, arguments)
+    # As a constant to the type checker: attributes of modules may be tensors.
+    min_px = cast("int", model.min_px)
+    for name, side in (("image_px", recipe.image_px), ("eval_px", recipe.eval_px or recipe.image_px)):
+        if side < min_px:
+            raise UserError(f"{name} is {side}; {recipe.model} takes images of at least {min_px} pixels")
+    return Classifier(
+        # Attention reads channels-last maps as they are, and convolutions are faster on them.
+        model=model.to(memory_format=torch.channels_last),
+        name=recipe.model,
+        arguments=arguments,
+        class_names=tuple(source.class_names),
+        preprocessing=recipe.preprocessing(),
+        epoch=0,
+        metrics={},
+    )
+
+
+def _choices(recipe: Recipe) -> dict[str, Any]:
+    """The choices of the recipe's model. Raises UserError for what is none, such as what other fields say."""
+    given, known = recipe.model_choices(), model_info(recipe.model).choices
+    for name in given.keys() - known.keys():
+        offer = nearest(name, known) or f"; it takes {', '.join(sorted(known))}"
+        raise UserError(f"choices holds {name!r}, but {recipe.model} has no such choice{offer}")
+    return given
+
+
+def _built(recipe: Recipe, arguments: dict[str, Any]) -> nn.Module:
+    """The network, without trained weights."""
+    try:
+        model = create_model(recipe.model, drop_path=recipe.drop_path, drop_rate=recipe.dropout, **arguments)
+        if recipe.choices:
+            # What cannot be is seen at the first image only, such as a bottleneck of no channels.
+            _look_once(model, (1, recipe.in_chans, *[max(recipe.image_px, cast("int", model.min_px))] * 2))
+    except UserError:
+        raise
+    # What a wrong choice raises depends on where in the network it is used.
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        if not recipe.choices:
+            raise
+        given, reason = " ".join(recipe.choices), " ".join(str(error).split())
+        raise UserError(f"{recipe.model} cannot be built with the choices {given}: {reason}") from error
+    return model
+
+
+@torch.inference_mode()
+def _look_once(model: nn.Module, size: tuple[int, ...]) -> None:
+    model.eval()(torch.zeros(size))
+    model.train()
+
+
+def train_loader(recipe: Recipe, source: Source, accelerator: Accelerator) -> DataLoader[Any]:
+    """This process's training batches, to be moved through with `go_to`."""
+    assert source.train is not None, "open the source with its train split"
+    return make_loader(
+        source.train,
+        train_transform(recipe.preprocessing(recipe.image_px), recipe.augmentation()),
+        batch=recipe.batch,
+        train=True,
+        workers=recipe.workers,
+        seed=recipe.seed,
+        on_bad_image=recipe.on_bad_image,
+        share=Share(parts=recipe.accumulate, **place(accelerator)),
+    )
+
+
+def val_loader(recipe: Recipe, source: Source, share: Share) -> DataLoader[Any]:
+    """The validation batches of one process."""
+    assert source.val is not None, "open the source with its val split"
+    return make_loader(
+        source.val,
+        eval_transform(recipe.preprocessing()),
+        batch=recipe.batch,
+        train=False,
+        workers=recipe.workers,
+        on_bad_image=recipe.on_bad_image,
+        share=share,
+    )
+
+
+def place(accelerator: Accelerator) -> dict[str, int]:
+    """Which process this is, and of how many, as a `Share` wants it."""
+    return {"process": accelerator.process_index, "processes": accelerator.num_processes}
+
+
+def image_facts(recipe: Recipe, source: Source, accelerator: Accelerator) -> dict[str, Any]:
+    """What tells a run's images from others without reading them, ready for JSON.
+
+    readers: how many the shards of a stream are dealt out to; None where the images have an order of their own.
+    """
+    readers = accelerator.num_processes * max(1, recipe.workers) if isinstance(source.train, Stream) else None
+    return {"train_images": image_count(source.train), "class_names": list(source.class_names), "readers": readers}
+
+
+def check_same_images(
+    begun: Mapping[str, Any], now: Mapping[str, Any], source: str, note: Callable[[str], None]
+) -> None:
+    """Raise UserError where a run would go on with other classes, or with more or fewer training images.
+
+    begun, now: what `image_facts` said when the run began, or nothing if it begins now, and what it says now.
+    note: hears a sentence where the shards of a stream are dealt out to more or fewer readers.
+    """
+    if not begun:
+        return
+    check_classes(begun["class_names"], now["class_names"], source)
+    if begun["train_images"] != now["train_images"]:
+        raise UserError(
+            f"the run was begun with {begun['train_images']} training images, but {source} has {now['train_images']}; "
+            "resume with the images it was begun with, or start another run"
+        )
+    if begun["readers"] != now["readers"]:
+        note(
+            f"the shards of {source} are dealt out anew, {now['readers']} ways instead of {begun['readers']} "
+            "(processes times workers): the epoch under way repeats some images and misses others"
+        )

@@ -1,0 +1,246 @@
+"""A run that is killed, stopped or out of space, and goes on: the same weights and metrics to the last bit."""
+
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+from recipes.colour_folders import colour_folders, quick_recipe, truncate
+from safetensors.torch import load_file
+
+from parhelion.errors import UserError
+from parhelion.evaluate import classify
+from parhelion.recipes import album
+from parhelion.recipes.classification import train
+from parhelion.train import checkpoints, loop
+from parhelion.train.stopping import Stopped
+
+TIMES = {"seconds", "data_wait_seconds", "images_per_second"}
+# All that draws random numbers or remembers, at once.
+CHANGES = {
+    "model": "halonet_tiny",
+    "batch": 8,
+    "epochs": 3,
+    "accumulate": 2,
+    "ema_decay": 0.75,
+    "mixup": 0.2,
+    "cutmix": 0.5,
+    "dropout": 0.25,
+    "drop_path": 0.25,
+    "erase": 0.5,
+    "clip_norm": 1.0,
+    "checkpoint_updates": 1,
+}
+UPDATES = 3 * (33 // 8)
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return colour_folders(tmp_path_factory.mktemp("colours"))
+
+
+@pytest.fixture(scope="module")
+def whole(data, tmp_path_factory):
+    """The run that nothing interrupted."""
+    torch.set_num_threads(1)
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        draw_nothing(monkeypatch)
+        train(quick_recipe(**CHANGES), data=str(data), out=out, quiet=True)
+    return out
+
+
+def draw_nothing(monkeypatch):
+    """Leave out the pictures, which take longer than the training; the last one tells that the run is finished."""
+    monkeypatch.setattr(album, "draw_scores", lambda *_: None)
+    monkeypatch.setattr(album, "draw_sheet", lambda out, *_: (out / album.SHEET).touch())
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    draw_nothing(monkeypatch)
+
+
+def rows(path):
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return [{name: value for name, value in row.items() if name not in TIMES} for row in lines]
+
+
+def assert_same_run(ours, theirs):
+    for name in ("weights.safetensors", "best.safetensors"):
+        one, other = load_file(ours / name), load_file(theirs / name)
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[key], other[key]) for key in one), name
+    for name in ("metrics.jsonl", "losses.jsonl"):
+        assert rows(ours / name) == rows(theirs / name)
+
+
+def saved(out):
+    return sorted(folder.name for folder in (out / "checkpoints").iterdir())
+
+
+def stop_at(monkeypatch, update, act):
+    """Let `act` happen during the training step of that update, the first time."""
+    step, done = loop._update, []
+
+    def watched(run, parts, watch):
+        if run.state.update == update and not done:
+            done.append(update)
+            act()
+        return step(run, parts, watch)
+
+    monkeypatch.setattr(loop, "_update", watched)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_run_killed_at_random_instants_ends_as_if_it_had_not_been(data, whole, tmp_path, workers):
+    out, kills, instants = tmp_path / "run", 0, random.Random(5 + workers)
+    recipe = quick_recipe(**CHANGES, workers=workers)
+    # A copy of this process, since a new one would need seconds to start.
+    fork = multiprocessing.get_context("fork")
+    while True:
+        before = time.time()
+        process = fork.Process(
+            target=train, args=(recipe,), kwargs={"data": str(data), "out": out, "resume": True, "quiet": True}
+        )
+        process.start()
+        if kills < 4:
+            while process.is_alive() and not has_saved_since(out, before):
+                time.sleep(0.01)
+            time.sleep(instants.uniform(0, 0.3))
+            process.kill()
+            kills += 1
+        process.join(timeout=60)
+        if process.exitcode == 0:
+            break
+        assert process.exitcode == -signal.SIGKILL
+    assert len(json.loads((out / "environment.json").read_text())["before"]) >= 2
+    assert_same_run(out, whole)
+
+
+def has_saved_since(out, instant):
+    return any(folder.stat().st_mtime > instant for folder in out.glob("checkpoints/0*"))
+
+
+@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_run_that_is_asked_to_stop_saves_says_so_and_goes_on(data, whole, tmp_path, monkeypatch, number, code):
+    out, recipe = tmp_path / "run", replace(quick_recipe(**CHANGES), checkpoint_updates=0)
+    stop_at(monkeypatch, 5, lambda: os.kill(os.getpid(), number))
+    with pytest.raises(Stopped, match=rf"stopped; parhelion train --resume {out} goes on") as stopped:
+        train(recipe, data=str(data), out=out, quiet=True)
+    assert stopped.value.code == code
+    assert saved(out) == ["000000004", "000000006"]
+    train(recipe, data=str(data), out=out, resume=True, quiet=True)
+    assert_same_run(out, whole)
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_an_evaluation_stops_at_once_and_is_done_again(data, whole, tmp_path, monkeypatch):
+    out, evaluate, seen = tmp_path / "run", classify.outcome, []
+
+    def asked(model, loader):
+        for number, batch in enumerate(loader):
+            seen.append(number)
+            os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
+
+    monkeypatch.setattr(classify, "outcome", lambda model, loader: evaluate(model, asked(model, loader)))
+    with pytest.raises(Stopped):
+        train(quick_recipe(**CHANGES), data=str(data), out=out, quiet=True)
+    assert seen == [0]
+    monkeypatch.setattr(classify, "outcome", evaluate)
+    train(quick_recipe(**CHANGES), data=str(data), out=out, resume=True, quiet=True)
+    assert_same_run(out, whole)
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_a_damaged_checkpoint_costs_the_updates_since_the_one_before(data, whole, tmp_path, capsys):
+    out = tmp_path / "run"
+    shutil.copytree(whole, out)
+    (out / album.SHEET).unlink()
+    truncate(next((out / "checkpoints" / f"{UPDATES:09d}").glob("*.safetensors")))
+    train(quick_recipe(**CHANGES), data=str(data), out=out, resume=True)
+    said = capsys.readouterr()
+    assert "is damaged" in said.err
+    assert f"going on with {out} after update {UPDATES - 1} of {UPDATES}" in said.out
+    assert_same_run(out, whole)
+
+
+@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.parametrize("place", ["a checkpoint", "the weights"])
+def test_a_full_disk_is_one_sentence_and_the_run_goes_on_when_there_is_room(data, whole, tmp_path, monkeypatch, place):
+    out, flush = tmp_path / "run", checkpoints.flush_to_disk
+
+    def full(path):
+        if path.name == ".000000006" or (place == "the weights" and (out / "metrics.jsonl").exists()):
+            raise OSError(28, "No space left on device")
+        flush(path)
+
+    module = "checkpoints" if place == "a checkpoint" else "atomic"
+    monkeypatch.setattr(f"parhelion.train.{module}.flush_to_disk", full)
+    with pytest.raises(UserError, match=r"^cannot write .*No space left on device"):
+        train(quick_recipe(**CHANGES), data=str(data), out=out, quiet=True)
+    monkeypatch.setattr(f"parhelion.train.{module}.flush_to_disk", flush)
+    assert not list(out.rglob(".*"))
+    assert all(checkpoints.why_not_whole(folder) is None for folder in (out / "checkpoints").iterdir())
+    train(quick_recipe(**CHANGES), data=str(data), out=out, resume=True, quiet=True)
+    assert_same_run(out, whole)
+
+
+def test_a_finished_run_and_another_recipe_are_not_gone_on_with(data, whole):
+    again = {"data": str(data), "out": whole, "resume": True, "quiet": True}
+    with pytest.raises(UserError, match=f"is finished; to train on, start another one with --init-from {whole}"):
+        train(quick_recipe(**CHANGES), **again)
+    with pytest.raises(
+        UserError, match=r"another recipe: epochs was 3 and is 4, mixup was 0.2 and is 0.0; resume with"
+    ):
+        train(replace(quick_recipe(**CHANGES), epochs=4, mixup=0.0), **again)
+    with pytest.raises(UserError, match=r"another recipe: data was .* and is 'bundled'; resume with"):
+        train(quick_recipe(**CHANGES), **(again | {"data": "bundled"}))
+
+
+def test_other_images_are_not_gone_on_with(data, whole, tmp_path):
+    images, out = tmp_path / "images", tmp_path / "run"
+    shutil.copytree(data, images)
+    shutil.copytree(whole, out)
+    (out / album.SHEET).unlink()
+    saved_recipe = json.loads((out / "recipe.json").read_text()) | {"data": str(images)}
+    (out / "recipe.json").write_text(json.dumps(saved_recipe))
+    again = {"data": str(images), "out": out, "resume": True, "quiet": True}
+    shutil.copy(images / "train" / "red" / "1.png", images / "train" / "red" / "again.png")
+    with pytest.raises(UserError, match=r"begun with 33 training images, but .* has 34; resume with the images"):
+        train(quick_recipe(**CHANGES), **again)
+    for split in ("train", "val"):
+        (images / split / "red").rename(images / split / "scarlet")
+    with pytest.raises(UserError, match=r"class 2 of the checkpoint is 'red', but .* 'scarlet'"):
+        train(quick_recipe(**CHANGES), **again)
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "sentence"),
+    [
+        ("metrics.jsonl", b"\xff\n", "line 1 of .*metrics.jsonl is damaged"),
+        ("metrics.jsonl", b"[1]\n", "line 1 of .*metrics.jsonl is damaged .it has no number 'epoch'"),
+        ("losses.jsonl", b'{"epoch": 1}\n', "line 1 of .*losses.jsonl is damaged .it has no number 'update'"),
+        ("recipe.json", b"{", "recipe.json is damaged"),
+    ],
+)
+def test_a_damaged_record_is_one_sentence(data, whole, tmp_path, file, text, sentence):
+    out = tmp_path / "run"
+    shutil.copytree(whole, out)
+    (out / album.SHEET).unlink()
+    (out / file).write_bytes(text)
+    with pytest.raises(UserError, match=sentence):
+        train(quick_recipe(**CHANGES), data=str(data), out=out, resume=True, quiet=True)
+    assert (out / file).read_bytes() == text
