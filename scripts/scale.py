@@ -126,17 +126,20 @@ def predicted_seconds(network: Job, subject: Mapping[str, Any], reduced: Mapping
     alone = subject["seconds"][base]["median"]
     if choices is None:
         return float(alone)
-    few, many = (reduced[key]["median"] for key in ("few_bytes_seconds", "many_bytes_seconds"))
     cluster = Cluster(
         gpus=2,
-        # Of two processes, each sends as many bytes as the tensor has.
-        inside=Link(bytes_per_second=reduced["many_bytes"] / (many - few), hop_seconds=few / 2),
+        inside=Link(bytes_per_second=bytes_per_second(reduced), hop_seconds=reduced["few_bytes_seconds"] / 2),
         # The cores that compute also send.
         overlap=0.0,
         images_per_second=subject["batch"] / alone,
         worker_images_per_second=math.inf,
     )
     return update(network, cluster, choices).seconds
+
+
+def bytes_per_second(reduced: Mapping[str, Any]) -> float:
+    """Of the link between two processes, each of which sends as many bytes as the tensor has."""
+    return float(reduced["many_bytes"] / (reduced["many_bytes_seconds"] - reduced["few_bytes_seconds"]))
 
 
 def input_table(jobs: Sequence[Job], read: Mapping[str, Any]) -> list[str]:
@@ -156,14 +159,16 @@ def document(text: str, facts: Mapping[str, Any]) -> str:
     """docs/scale.md with its tables anew."""
     jobs = [job(name) for name in NAMES]
     workers = {name: rates["1"] for name, rates in facts["input"]["images_per_second"].items()}
-    few, many = (facts["all_reduce"][key]["median"] for key in ("few_bytes_seconds", "many_bytes_seconds"))
-    rate = facts["all_reduce"]["many_bytes"] / (many - few)
+    reduced = facts["all_reduce"]
+    few, typical = 1e3 * reduced["few_bytes_seconds"], 1e3 * reduced["few_bytes_median_seconds"]
+    rate = bytes_per_second(reduced) / 1e9
     tables = {
         "checked": [
             *checked_table(facts),
             "",
-            f"Between the two, a sum of {FEW} numbers took {1e6 * few:.0f} µs, and bytes travelled at {rate / 1e9:.2f} "
-            f"GB/s. {footnote(facts)}.",
+            f"Medians and quartiles. Between the two, a sum of {FEW} numbers after some computing took {few:.2f} ms "
+            f"(mean; median {typical:.2f}), and bytes travelled at {rate:.2f} GB/s. {footnote(facts)}, "
+            f"{facts['time'][:10]}.",
         ],
         "hours": hours_table(jobs, workers),
         "parts": parts_table(jobs, workers, GPUS[-1]),

@@ -12,7 +12,9 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
 from pathlib import Path
+from statistics import fmean, median
 from typing import Any
 
 import numpy as np
@@ -43,7 +45,9 @@ APART, DDP, DDP_SYNCHRONISED, FSDP = "each for itself", "DDP", "DDP and sync_bn"
 LAUNCHES, TURNS, STEPS = 3, 4, 2
 # As many numbers as a norm sums, and as many bytes as DDP sends at once.
 FEW, MANY = 257, 25 * 2**20
-FEW_CALLS, MANY_CALLS = 50, 5
+FEW_CALLS, MANY_CALLS = 150, 5
+# Between small sums a process multiplies matrices of this side so often, since a norm sums after a layer computed.
+BETWEEN_SIDE, BETWEEN_PRODUCTS = 320, 4
 # Photographs as in ImageNet: their size in pixels, and about their size as files.
 PHOTO_WIDTH, PHOTO_HEIGHT, PHOTO_QUALITY = 500, 375, 89
 PHOTOS, COPIES, READ_BATCH = 16, 12, 8
@@ -78,14 +82,21 @@ def measured(recipes: Sequence[str], say: Callable[[str], None]) -> dict[str, An
             for way, seconds in found["steps"][subject.model].items():
                 ways.setdefault(way, []).extend(seconds)
         steps.append({**asdict(subject), "seconds": {way: asdict(summary(found)) for way, found in ways.items()}})
+    few, many = ([seconds for found in launches[2] for seconds in found[name]] for name in ("few_bytes", "many_bytes"))
     reduced = {
-        name: asdict(summary([seconds for found in launches[2] for seconds in found[name]]))
-        for name in ("few_bytes_seconds", "many_bytes_seconds")
+        # The mean: a step waits for the slow sums, too.
+        "few_bytes_seconds": fmean(few),
+        "few_bytes_median_seconds": median(few),
+        "many_bytes_seconds": median(many),
+        "many_bytes": MANY,
     }
+    # As many as the processes that were measured had.
+    torch.set_num_threads(1)
     return {
+        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         **surroundings(PACKAGES),
         "steps": steps,
-        "all_reduce": {**reduced, "many_bytes": MANY},
+        "all_reduce": reduced,
         "input": input_rates(recipes, say),
     }
 
@@ -108,8 +119,8 @@ def main(out: Path) -> None:
         dist.init_process_group("gloo")
     found: dict[str, Any] = {"steps": {subject.model: step_seconds(subject, accelerator) for subject in SUBJECTS}}
     if accelerator.num_processes > 1:
-        found["few_bytes_seconds"] = reduce_seconds(FEW, FEW_CALLS)
-        found["many_bytes_seconds"] = reduce_seconds(MANY // 4, MANY_CALLS)
+        found["few_bytes"] = reduce_seconds(FEW, FEW_CALLS, products=BETWEEN_PRODUCTS)
+        found["many_bytes"] = reduce_seconds(MANY // 4, MANY_CALLS, products=0)
     if accelerator.is_main_process:
         write_json(out, found)
     dist.destroy_process_group()
@@ -195,11 +206,13 @@ def stepper(step: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Callable
     return run
 
 
-def reduce_seconds(numbers: int, calls: int) -> list[float]:
-    """Seconds of each sum of so many float32 numbers over the processes."""
-    tensor, seconds = torch.zeros(numbers), []
+def reduce_seconds(numbers: int, calls: int, *, products: int) -> list[float]:
+    """Seconds of each sum of so many float32 numbers over the processes, which compute in between."""
+    tensor, matrix, seconds = torch.zeros(numbers), torch.ones(BETWEEN_SIDE, BETWEEN_SIDE), []
     dist.all_reduce(tensor)
     for _ in range(calls):
+        for _ in range(products):
+            matrix @ matrix
         started = time.perf_counter()
         dist.all_reduce(tensor)
         seconds.append(time.perf_counter() - started)
