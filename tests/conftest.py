@@ -1,5 +1,6 @@
 """Fixtures that every test sees."""
 
+import signal
 from collections.abc import Iterator
 from importlib.util import find_spec
 
@@ -37,3 +38,11 @@ def shapes_unchecked() -> Iterator[None]:
     config.update("jaxtyping_disable", True)
     yield
     config.update("jaxtyping_disable", before)
+
+
+@pytest.fixture
+def ctrl_c_heard() -> Iterator[None]:
+    """Hear Ctrl-C, even where the tests were started in the background, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

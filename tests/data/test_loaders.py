@@ -3,7 +3,7 @@ import random
 import re
 import signal
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -238,14 +238,6 @@ class InterruptHandler(Numbered):
     def __getitem__(self, index: int) -> Sample:
         image, _, name = super().__getitem__(index)
         return image, int(signal.getsignal(signal.SIGINT) is signal.SIG_IGN), name
-
-
-@pytest.fixture
-def ctrl_c_heard() -> Iterator[None]:
-    """Hear Ctrl-C, even where the tests were started in the background, which ignores it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.usefixtures("ctrl_c_heard")

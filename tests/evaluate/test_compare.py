@@ -119,7 +119,7 @@ def test_what_is_no_run_is_one_sentence(runs: Path, tmp_path: Path) -> None:
         ("metrics.jsonl", None, "has not done an epoch yet"),
         ("metrics.jsonl", '{"epoch": 1\n', "line 1 of"),
         ("metrics.jsonl", '{"epoch": 1}\n', "is no row of a classification"),
-        ("metrics.jsonl", "[1]\n", "is no row of a classification"),
+        ("metrics.jsonl", "[1]\n", "is damaged (it has no number 'epoch')"),
         ("recipe.json", "{", "is damaged"),
         ("recipe.json", '{"model": "resnet_tiny"}', "lacks seed, epochs, data"),
         ("weights.safetensors", None, "is not a whole safetensors file"),

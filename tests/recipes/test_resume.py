@@ -132,7 +132,7 @@ def has_saved_since(out, instant):
     return any(folder.stat().st_mtime > instant for folder in out.glob("checkpoints/0*"))
 
 
-@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.usefixtures("no_pictures", "ctrl_c_heard")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_run_that_is_asked_to_stop_saves_says_so_and_goes_on(data, whole, tmp_path, monkeypatch, number, code):
     out, recipe = tmp_path / "run", replace(quick_recipe(**CHANGES), checkpoint_updates=0)
