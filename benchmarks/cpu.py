@@ -21,7 +21,7 @@ import torch
 from cases import CASES, Case
 from peers import PACKAGES
 
-from parhelion.errors import UserError
+from parhelion.cli import exit_code
 from parhelion.evaluate.report import HEADINGS, cells, figures, narrator, save_report, speed_case, speed_report
 from parhelion.evaluate.speed import Candidate, Run, WrongNumbersError, footnote, ready
 from parhelion.train.atomic import write_json
@@ -139,9 +139,4 @@ def case_lines(case: dict[str, Any]) -> list[str]:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except UserError as error:
-        sys.exit(f"benchmarks/cpu.py: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    sys.exit(exit_code(main))

@@ -26,10 +26,10 @@ import torch
 import torch.nn.functional as F
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from parhelion.cli import exit_code
 from parhelion.data.loaders import go_to, make_loader
 from parhelion.data.sources import open_source
 from parhelion.data.transforms import train_transform
-from parhelion.errors import UserError
 from parhelion.evaluate.report import narrator, speed_report
 from parhelion.evaluate.speed import MIB, Run, footnote, interleaved, summary
 from parhelion.models.catalog import create_model
@@ -302,9 +302,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        sys.exit(f"benchmarks/loop.py: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    sys.exit(exit_code(main))

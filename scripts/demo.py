@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from parhelion.cli import exit_code
 from parhelion.errors import UserError
 from parhelion.recipes.album import CONFUSION, CURVES, SHEET
 from parhelion.recipes.classification import train
@@ -63,9 +64,4 @@ def table(results: list[dict[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        sys.exit(f"{error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    sys.exit(exit_code(main))

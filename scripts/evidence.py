@@ -14,16 +14,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from parhelion.errors import UserError
+from parhelion.cli import exit_code
 from parhelion.evaluate.compare import Group, grouped, notes, read_runs, spread_text
 from parhelion.evaluate.compare_chart import compare_chart
 from parhelion.recipes.classification import train
-from parhelion.recipes.keeping import FREE
 from parhelion.recipes.recipe import Recipe
 from parhelion.recipes.table import recipe
 from parhelion.train.atomic import write_text
 from parhelion.train.record import check_same_recipe, holds_run, metrics_rows
-from parhelion.train.stopping import Stopped
 
 RECIPES = ("resnet_tiny", "gsa_tiny", "halonet_tiny", "hybrid_tiny", "gsa_tiny_content", "gsa_tiny_position")
 HEADINGS = ("network", "top-1", "parameters", "multiply-adds", "training step, ms")
@@ -64,7 +62,7 @@ def run(wanted: Recipe, folder: Path, chosen: argparse.Namespace) -> None:
     """Train `wanted` in `folder`, unless that is done; UserError where another recipe's run lies there."""
     if holds_run(folder):
         asked = {"data": chosen.data, "data_dir": None, "init_from": None}
-        check_same_recipe(folder, {**wanted.as_dict(), **asked}, free=FREE)
+        check_same_recipe(folder, {**wanted.as_dict(), **asked})
         if len(metrics_rows(folder)) == wanted.epochs:
             print(f"{folder}: finished before", flush=True)
             return
@@ -95,12 +93,4 @@ def cells(group: Group) -> tuple[str, ...]:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        sys.exit(str(error))
-    except Stopped as stopped:
-        print(stopped, file=sys.stderr)
-        sys.exit(stopped.code)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    sys.exit(exit_code(main))

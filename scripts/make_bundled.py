@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from parhelion.cli import exit_code
 from parhelion.data.fashion import CLASS_NAMES, DEBIAN, fashion_images
 from parhelion.errors import UserError
 
@@ -65,7 +66,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        sys.exit(str(error))
+    sys.exit(exit_code(main))

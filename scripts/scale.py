@@ -19,6 +19,7 @@ from typing import Any
 from scale_measured import ALONE, ALONE_SYNCHRONISED, APART, CLASSES, DDP, DDP_SYNCHRONISED, FEW, FSDP, measured
 from scale_model import NODE_GPUS, Choices, Cluster, Job, Link, counted, hours, job, parts, update
 
+from parhelion.cli import exit_code
 from parhelion.errors import UserError
 from parhelion.evaluate.report import narrator
 from parhelion.evaluate.speed import footnote
@@ -229,9 +230,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        sys.exit(f"scripts/scale.py: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    sys.exit(exit_code(main))

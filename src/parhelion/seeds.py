@@ -14,16 +14,15 @@ def number(*key: str | int) -> int:
 
 def seed_everything(*key: str | int) -> None:
     """Seed the global generators of random, numpy and torch, those of GPUs included, from `key`."""
-    torch.manual_seed(_seed_python(*key))
+    seed_cpu(*key)
+    # torch.manual_seed without a GPU spends its time on noting who would have to seed one.
+    if torch.accelerator.is_available():
+        torch.manual_seed(number(*key))
 
 
 def seed_cpu(*key: str | int) -> None:
     """Seed the global generators of random, numpy and torch on the CPU from `key`; GPUs are not touched."""
-    torch.default_generator.manual_seed(_seed_python(*key))
-
-
-def _seed_python(*key: str | int) -> int:
     seed = number(*key)
     random.seed(seed)
     np.random.seed(seed)
-    return seed
+    torch.default_generator.manual_seed(seed)

@@ -41,6 +41,17 @@ def arguments(data, out, *words):
     return [*WORDS, "--data", str(data), "--out", str(out), *words]
 
 
+@contextlib.contextmanager
+def started(words, **options):
+    """The process of a command, asked to stop, and its workers with it, should the test fail before its end."""
+    with subprocess.Popen(words, env={**os.environ, "OMP_NUM_THREADS": "1"}, **options) as process:
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                process.terminate()
+
+
 def run(processes, data, out, *words):
     """Train in `processes` processes, to the end."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -125,7 +136,7 @@ def test_a_killed_worker_is_restarted_and_the_run_completes(data, tmp_path):
     out = tmp_path / "killed"
     # Long enough not to be over when the worker is found.
     words = command(2, data, out, "--resume", "--epochs", "10", restarts=2)
-    with subprocess.Popen(words, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL) as launcher:
+    with started(words, stderr=subprocess.DEVNULL) as launcher:
         deadline = time.monotonic() + 120
         while not list(out.glob("checkpoints/0*")) and time.monotonic() < deadline:
             time.sleep(0.05)
@@ -142,12 +153,7 @@ def test_a_killed_worker_is_restarted_and_the_run_completes(data, tmp_path):
 
 def test_a_launcher_that_is_asked_to_stop_lets_the_run_save_and_one_process_goes_on(data, alone, tmp_path):
     out = tmp_path / "stopped"
-    with subprocess.Popen(
-        command(2, data, out, "--checkpoint-updates", "1"),
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as launcher:
+    with started(command(2, data, out), stderr=subprocess.PIPE, text=True) as launcher:
         deadline = time.monotonic() + 120
         while not list(out.glob("checkpoints/0*")) and time.monotonic() < deadline:
             time.sleep(0.05)

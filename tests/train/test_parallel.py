@@ -1,4 +1,5 @@
 import copy
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -7,7 +8,12 @@ from torch import nn
 from torch.multiprocessing import start_processes
 
 from parhelion.errors import UserError
-from parhelion.train.parallel import SynchronisedBatchNorm, accelerator_for, synchronise_batch_norms
+from parhelion.train.parallel import (
+    SynchronisedBatchNorm,
+    accelerator_for,
+    agree_on_attempt,
+    synchronise_batch_norms,
+)
 
 B, C, H, W = 3, 5, 7, 11
 
@@ -73,3 +79,25 @@ def test_a_precision_that_cannot_be_had_is_one_sentence():
         pytest.skip("an accelerator has fp16")
     with pytest.raises(UserError, match="precision is fp16, which cannot be had"):
         accelerator_for("fp16")
+
+
+def test_every_attempt_has_a_name_of_its_own_whoever_comes_first():
+    store, processes = dist.HashStore(), 3
+    names = []
+    for _ in range(2):
+        with ThreadPoolExecutor(processes) as pool:
+            late = [pool.submit(agree_on_attempt, store, rank, processes) for rank in (2, 1)]
+            # By now both have met what the attempt before left, and been answered by none.
+            with pytest.raises(TimeoutError):
+                late[0].result(timeout=0.5)
+            first = agree_on_attempt(store, 0, processes)
+            assert [other.result(timeout=30) for other in late] == [first, first]
+        names.append(first)
+    # A first process that proposed a name and was killed before it heard from the others.
+    store.set("attempt", "dead")
+    with ThreadPoolExecutor(2) as pool:
+        other = pool.submit(agree_on_attempt, store, 1, 2)
+        names.append(agree_on_attempt(store, 0, 2))
+        assert other.result(timeout=30) == names[-1]
+    assert len(set(names)) == 3
+    assert "dead" not in names

@@ -6,7 +6,7 @@ Exit code 0; 2 with one sentence on standard error for a user's mistake; 130 aft
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from importlib import import_module
 
@@ -40,11 +40,16 @@ parhelion COMMAND --help says more about each; parhelion --version prints {versi
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line on `arguments` (the process's own if None) and return the exit code."""
+    return exit_code(lambda: _run(list(sys.argv[1:] if arguments is None else arguments)))
+
+
+def exit_code(act: Callable[[], int | None]) -> int:
+    """Do `act`, which may return a code, as a command does: no warnings, and one sentence for what stops it."""
     try:
         with warnings.catch_warnings():
             if not sys.warnoptions:
                 warnings.simplefilter("ignore")
-            _run(list(sys.argv[1:] if arguments is None else arguments))
+            code = act()
         sys.stdout.flush()
     except UserError as error:
         print(f"parhelion: {error}", file=sys.stderr)
@@ -63,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SystemExit as done:
         # tyro leaves this way after it printed a help text.
         return int(done.code or 0)
-    return 0
+    return code or 0
 
 
 def _run(arguments: list[str]) -> None:

@@ -15,10 +15,10 @@ from parhelion.errors import UserError
 from parhelion.models.catalog import create_model
 from parhelion.models.count import multiply_adds, parameters
 from parhelion.train import checkpoint
-from parhelion.train.record import ENVIRONMENT, LOSSES, METRICS, WEIGHTS, holds_run, metrics_rows, saved_recipe
+from parhelion.train.record import ENVIRONMENT, FREE, LOSSES, METRICS, WEIGHTS, holds_run, metrics_rows, saved_recipe
 
 # What two runs may differ in and still be the same but for chance.
-SAME_IN_OTHER_WORDS = ("seed", "workers", "keep", "checkpoint_updates", "data_dir")
+SAME_IN_OTHER_WORDS = ("seed", *FREE)
 # A name tells so many differences between two runs of one model; where there are more, it is the folder's.
 DIFFERENCES_TOLD = 3
 NEEDED = ("epoch", "val_loss", "top1", "top5", "seconds", "images_per_second")

@@ -3,13 +3,12 @@
 import math
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import broadcast, gather_object
 from timm.data.mixup import Mixup, mixup_target
 from torch import Tensor, nn
@@ -78,7 +77,8 @@ def train(  # noqa: PLR0913  every argument is the user's choice
     note = _silent if quiet else _warn
     begun = begin(out, resolved, accelerator, resume=resume, keep=recipe.keep, note=note)
     source = open_source(data, data_dir=data_dir, download=download, in_chans=recipe.in_chans)
-    check_same_images(begun.images, image_facts(recipe, source, accelerator), source.name, note)
+    images = image_facts(recipe, source, accelerator)
+    check_same_images(begun.images, images, source.name, note)
     # Equal weights in all processes.
     seed_everything("weights", recipe.seed)
     classifier = untrained(recipe, source)
@@ -93,7 +93,7 @@ def train(  # noqa: PLR0913  every argument is the user's choice
     if recipe.sharding != "none" and accelerator.num_processes == 1:
         note(f"sharding is {recipe.sharding}, but one process alone holds all weights; torchrun starts several")
     ready = prepared(recipe, accelerator, model, task(recipe, len(source.class_names)), plan)
-    run = _Run(recipe, begun, accelerator, source, classifier, ready, quiet=quiet)
+    run = _Run(recipe, begun, source, images, classifier, ready, quiet=quiet)
     state = run.open(seed=recipe.seed, updates_per_epoch=plan.updates_per_epoch)
     if adaptation is not None:
         run.note_start(adaptation)
@@ -136,17 +136,17 @@ class _Run(Keeping):
         self,
         recipe: Recipe,
         begun: Begun,
-        accelerator: Accelerator,
         source: Source,
+        images: Mapping[str, Any],
         classifier: Classifier,
         ready: Prepared,
         *,
         quiet: bool,
     ) -> None:
-        super().__init__(begun, accelerator, ready.moving, image_facts(recipe, source, accelerator))
+        super().__init__(begun, ready.moving, images)
         self.recipe, self.source, self.ready = recipe, source, ready
         self.classifier = replace(classifier, model=ready.evaluated)
-        self._val_loader = val_loader(recipe, source, Share(**place(accelerator)))
+        self._val_loader = val_loader(recipe, source, Share(**place(self.accelerator)))
         self._outcome: classify.Outcome | None = None
         self._noted: set[str] = set()
         self._trackers = Trackers()

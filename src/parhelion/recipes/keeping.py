@@ -14,9 +14,6 @@ from parhelion.train.environment import environment
 from parhelion.train.moving import Moving
 from parhelion.train.record import CHECKPOINTS, RunRecord, check_same_recipe, holds_run
 
-# What may change when a run is resumed, since nothing that is computed depends on it; but see `Begun.images`.
-FREE = ("workers", "keep", "checkpoint_updates", "data_dir")
-
 
 @dataclass(frozen=True, kw_only=True)
 class Begun:
@@ -57,7 +54,7 @@ def begin(
     checkpoints = Checkpoints(folder / CHECKPOINTS, accelerator, keep=keep)
     resumed = resume and holds_run(folder)
     if resumed:
-        check_same_recipe(folder, resolved, free=FREE)
+        check_same_recipe(folder, resolved)
     return Begun(
         folder=folder,
         resolved=resolved,
@@ -70,9 +67,10 @@ def begin(
 class Keeping(ABC):
     """What the loop reports to, for any task: writes losses and checkpoints, in the first process."""
 
-    def __init__(self, begun: Begun, accelerator: Accelerator, moving: Moving, images: Mapping[str, Any]) -> None:
+    def __init__(self, begun: Begun, moving: Moving, images: Mapping[str, Any]) -> None:
         """images: what tells the run's images from others, ready for JSON; kept in every checkpoint."""
-        self.begun, self.accelerator, self.moving, self._images = begun, accelerator, moving, images
+        self.begun, self.moving, self._images = begun, moving, images
+        self.accelerator = moving.accelerator
         self.record: RunRecord | None = None
 
     def open(self, *, seed: int, updates_per_epoch: int) -> loop.State:

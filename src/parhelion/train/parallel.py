@@ -1,7 +1,11 @@
 """Several processes on one run: DDP through Accelerate, FSDP2, and batch statistics over all of them."""
 
+import os
+import time
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import Any, Literal
+from uuid import uuid4
 
 import torch
 import torch.distributed as dist
@@ -23,6 +27,7 @@ def accelerator_for(precision: Literal["no", "bf16", "fp16"]) -> Accelerator:
     AcceleratorState._reset_state()
     # Without being told, Accelerate would let several processes on a CPU run side by side, each for itself.
     on_cpu = not torch.accelerator.is_available()
+    _meet()
     try:
         accelerator = Accelerator(mixed_precision=precision, cpu=on_cpu)
     except ValueError as error:
@@ -31,6 +36,42 @@ def accelerator_for(precision: Literal["no", "bf16", "fp16"]) -> Accelerator:
     if precision != "no" and not accelerator.native_amp:
         raise UserError(f"precision is {precision}, which cannot be had on {accelerator.device.type}; use bf16")
     return accelerator
+
+
+def _meet() -> None:
+    """Join the other processes that torchrun started with this one; with no such launcher, Accelerate does it.
+
+    torchrun keeps one store through its restarts. There a process would find the address that its killed predecessor
+    left, and wait half an hour for an answer; so every attempt keeps its addresses under a name of its own.
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or dist.is_initialized():
+        return
+    store, rank, processes = next(dist.rendezvous("env://"))
+    store = dist.PrefixStore(agree_on_attempt(store, rank, processes), store)
+    dist.init_process_group(store=store, rank=rank, world_size=processes)
+
+
+def agree_on_attempt(store: dist.Store, rank: int, processes: int) -> str:
+    """A name that the `processes` of this attempt agree on, and no earlier attempt on `store` had.
+
+    The first process proposes a name and lists who answered; another asks again until it finds itself in the list.
+    """
+    mine = uuid4().hex
+    if rank == 0:
+        store.set("attempt", mine)
+        answers = [store.get(f"{mine}/{other}").decode() for other in range(1, processes)]
+        store.set(f"{mine}/members", " ".join(answers))
+        return mine
+    while True:
+        name = store.get("attempt").decode()
+        store.set(f"{name}/{rank}", mine)
+        try:
+            store.wait([f"{name}/members"], timedelta(seconds=1))
+        except dist.DistStoreError:  # either the first has not heard from all, or the name is a dead process's
+            continue
+        if mine in store.get(f"{name}/members").decode().split():
+            return name
+        time.sleep(0.05)
 
 
 def shard(accelerator: Accelerator, model: nn.Module, units: Sequence[nn.Module]) -> nn.Module:

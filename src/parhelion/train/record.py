@@ -16,6 +16,8 @@ WEIGHTS = "weights.safetensors"
 BEST = "best.safetensors"
 INIT = "init.json"
 CHECKPOINTS = "checkpoints"
+# What may change when a run is resumed, since nothing computed depends on it; the images are compared themselves.
+FREE = ("workers", "keep", "checkpoint_updates", "data_dir")
 
 
 def check_out(folder: Path) -> None:
@@ -53,7 +55,7 @@ def saved_recipe(folder: Path) -> dict[str, Any]:
     return recipe
 
 
-def check_same_recipe(folder: Path, recipe: Mapping[str, Any], *, free: Collection[str]) -> None:
+def check_same_recipe(folder: Path, recipe: Mapping[str, Any], *, free: Collection[str] = FREE) -> None:
     """Raise UserError where the run in `folder` was begun with another recipe; the fields `free` may differ."""
     saved, ours = saved_recipe(folder), json.loads(json.dumps(dict(recipe)))
     unknown = sorted(saved.keys() - ours.keys())
