@@ -33,9 +33,9 @@ from parhelion.data.transforms import train_transform
 from parhelion.evaluate.report import narrator, speed_report
 from parhelion.evaluate.speed import MIB, Run, footnote, interleaved, summary
 from parhelion.models.catalog import create_model
-from parhelion.recipes.classification import task, train
+from parhelion.recipes.classification import cross_entropy, train
+from parhelion.recipes.classification_recipe import ClassificationRecipe
 from parhelion.recipes.preparing import prepared
-from parhelion.recipes.recipe import Recipe
 from parhelion.recipes.table import recipe
 from parhelion.seeds import seed_everything
 from parhelion.train import loop, parallel
@@ -79,7 +79,7 @@ QUICK = Length(turn=4, rounds=2, saves=2, watched=20, warm=8, sample_every=4, ch
 class LossKeeper:
     """Writes losses as a run does, and notes what was waited; neither evaluates nor saves, which is measured apart."""
 
-    def __init__(self, folder: Path, wanted: Recipe) -> None:
+    def __init__(self, folder: Path, wanted: ClassificationRecipe) -> None:
         self.data_wait_seconds = 0.0
         self._record = RunRecord(folder, recipe=wanted.as_dict(), environment=environment(seed=wanted.seed))
 
@@ -118,7 +118,7 @@ class Subject:
             wanted.model, num_classes=classes, in_chans=wanted.in_chans, image_size=wanted.image_px
         )
         model.to(memory_format=torch.channels_last)
-        return prepared(wanted, self.accelerator, model, task(wanted, classes), self._plan)
+        return prepared(wanted, self.accelerator, model, cross_entropy(wanted, classes), self._plan)
 
     def reader(self, workers: int) -> Callable[[int, int], Iterable[loop.Batch]]:
         """Reads the last batches of an epoch, as many as a turn has."""

@@ -18,7 +18,7 @@ from parhelion.cli import exit_code
 from parhelion.evaluate.compare import Group, grouped, notes, read_runs, spread_text
 from parhelion.evaluate.compare_chart import compare_chart
 from parhelion.recipes.classification import train
-from parhelion.recipes.recipe import Recipe
+from parhelion.recipes.classification_recipe import ClassificationRecipe
 from parhelion.recipes.table import recipe
 from parhelion.train.atomic import write_text
 from parhelion.train.record import check_same_recipe, holds_run, metrics_rows
@@ -58,7 +58,7 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def run(wanted: Recipe, folder: Path, chosen: argparse.Namespace) -> None:
+def run(wanted: ClassificationRecipe, folder: Path, chosen: argparse.Namespace) -> None:
     """Train `wanted` in `folder`, unless that is done; UserError where another recipe's run lies there."""
     if holds_run(folder):
         asked = {"data": chosen.data, "data_dir": None, "init_from": None}

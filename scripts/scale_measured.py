@@ -28,9 +28,9 @@ from parhelion.data.sources import Source, open_source
 from parhelion.data.transforms import train_transform
 from parhelion.evaluate.speed import summary, surroundings
 from parhelion.models.catalog import create_model
-from parhelion.recipes.classification import task
+from parhelion.recipes.classification import cross_entropy
+from parhelion.recipes.classification_recipe import ClassificationRecipe
 from parhelion.recipes.preparing import prepared
-from parhelion.recipes.recipe import Recipe
 from parhelion.recipes.table import recipe
 from parhelion.seeds import seed_everything
 from parhelion.train import loop, parallel
@@ -169,7 +169,7 @@ def plain(subject: Subject, *, synchronised: bool) -> Callable[[loop.Batch], Non
     wanted, model = recipe_of(subject), network(subject)
     if synchronised:
         parallel.synchronise_batch_norms(model)
-    step = loop.Step(model, task(wanted, CLASSES)).train()
+    step = loop.Step(model, cross_entropy(wanted, CLASSES)).train()
     return stepper(step, torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, nesterov=True))
 
 
@@ -177,13 +177,13 @@ def shared(subject: Subject, accelerator: Accelerator, **choices: Any) -> Callab
     """A step as a run of several processes makes it."""
     wanted = recipe_of(subject, **choices)
     plan = loop.Plan(updates_per_epoch=100, updates=100)
-    ready = prepared(wanted, accelerator, network(subject), task(wanted, CLASSES), plan)
+    ready = prepared(wanted, accelerator, network(subject), cross_entropy(wanted, CLASSES), plan)
     return stepper(ready.step.train(), ready.moving.optimization.optimizer)
 
 
-def recipe_of(subject: Subject, **choices: Any) -> Recipe:
+def recipe_of(subject: Subject, **choices: Any) -> ClassificationRecipe:
     """The least of a recipe that trains `subject`."""
-    return Recipe(
+    return ClassificationRecipe(
         model=subject.model, image_px=subject.image_px, epochs=2, lr_per_256=0.01, batch=subject.batch, **choices
     )
 
@@ -231,7 +231,7 @@ def input_rates(recipes: Sequence[str], say: Callable[[str], None]) -> dict[str,
     return {"pixels": [PHOTO_WIDTH, PHOTO_HEIGHT], "mean_bytes": round(size), "images_per_second": rates}
 
 
-def read_rate(wanted: Recipe, source: Source, workers: int) -> float:
+def read_rate(wanted: ClassificationRecipe, source: Source, workers: int) -> float:
     """Images per second once the workers are at it."""
     transform = train_transform(wanted.preprocessing(wanted.image_px), wanted.augmentation())
     loader = make_loader(source.train, transform, batch=READ_BATCH, train=True, workers=workers)

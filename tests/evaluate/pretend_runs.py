@@ -7,7 +7,7 @@ from typing import Any
 
 from parhelion.evaluate.saved import Classifier, save_classifier
 from parhelion.models.catalog import create_model
-from parhelion.recipes.recipe import Recipe
+from parhelion.recipes.classification_recipe import ClassificationRecipe
 from parhelion.train.record import RunRecord
 
 
@@ -21,11 +21,12 @@ def pretend_run(
     **fields: Any,
 ) -> Path:
     """A run of which `done` epochs (all if None) are over, whose accuracy rises towards `best`."""
-    recipe = Recipe(model=model, **{"image_px": 28, "in_chans": 1, "epochs": 3, "lr_per_256": 0.1, **fields})
+    small = {"image_px": 28, "in_chans": 1, "epochs": 3, "lr_per_256": 0.1}
+    recipe = ClassificationRecipe(model=model, **{**small, **fields})
     return pretend(recipe, folder, done=done, best=best, data=data)
 
 
-def pretend(recipe: Recipe, folder: Path, *, done: int | None, best: float, data: str) -> Path:
+def pretend(recipe: ClassificationRecipe, folder: Path, *, done: int | None, best: float, data: str) -> Path:
     """A run of `recipe`, as `pretend_run` makes it."""
     environment = {"hardware": {"cpu": "one like any other", "gpus": []}}
     resolved = {**recipe.as_dict(), "data": data, "data_dir": None, "init_from": None}

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from parhelion.recipes.recipe import Recipe
+from parhelion.recipes.classification_recipe import ClassificationRecipe
 from parhelion.recipes.small import small_images
 
 COLOURS = {"blue": (40, 60, 200), "green": (40, 160, 60), "red": (200, 40, 40)}
@@ -28,7 +28,7 @@ def colour_folders(root: Path, *, colours: dict[str, tuple[int, int, int]] = COL
     return root
 
 
-def quick_recipe(**changes: object) -> Recipe:
+def quick_recipe(**changes: object) -> ClassificationRecipe:
     """A recipe that trains on `colour_folders` within seconds."""
     quick = replace(small_images("resnet_tiny"), image_px=16, epochs=2, batch=10, warmup_epochs=0.5, seed=7)
     return replace(quick, **changes)

@@ -90,7 +90,7 @@ def test_the_weights_are_those_of_the_last_complete_epoch(tmp_path, data, monkey
 
 
 def test_a_loss_that_is_not_finite_keeps_the_weights_of_the_epoch_before(tmp_path, data, monkeypatch):
-    out, steps, whole = tmp_path / "run", [], classification.task
+    out, steps, whole = tmp_path / "run", [], classification.cross_entropy
 
     def spoiled(recipe, classes):
         def losses(model, batch):
@@ -100,7 +100,7 @@ def test_a_loss_that_is_not_finite_keeps_the_weights_of_the_epoch_before(tmp_pat
 
         return losses
 
-    monkeypatch.setattr(classification, "task", spoiled)
+    monkeypatch.setattr(classification, "cross_entropy", spoiled)
     with pytest.raises(UserError, match="became nan at update 2 of epoch 2; training stopped"):
         train(quick_recipe(epochs=4), data=str(data), out=out, quiet=True)
     saved = load_classifier(out)
@@ -158,7 +158,7 @@ def test_mixing_leaves_no_image_out_and_targets_are_shares(count):
         seen.append(images)
         return torch.zeros(len(images), 3)
 
-    losses = classification.task(quick_recipe(mixup=0.5, label_smoothing=0.25), 3)
+    losses = classification.cross_entropy(quick_recipe(mixup=0.5, label_smoothing=0.25), 3)
     batch = {"image": torch.rand(count, 3, 5, 7), "target": torch.arange(count) % 3}
     given = batch["image"].clone()
     # Equal logits cost log(3) whatever the target, if its shares add up to 1.

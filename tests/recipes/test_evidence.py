@@ -9,7 +9,7 @@ import pytest
 from evaluate.pretend_runs import pretend
 
 from parhelion.errors import UserError
-from parhelion.recipes.recipe import Recipe
+from parhelion.recipes.classification_recipe import ClassificationRecipe
 
 RECIPES = ("resnet_tiny", "gsa_tiny", "halonet_tiny", "hybrid_tiny", "gsa_tiny_content", "gsa_tiny_position")
 LABELS = (
@@ -38,7 +38,7 @@ def go(evidence: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Callable[..., l
     def command(*words: str) -> list[str]:
         trained = []
 
-        def train(recipe: Recipe, *, data: str, data_dir: Path | None, out: Path, resume: bool) -> None:
+        def train(recipe: ClassificationRecipe, *, data: str, data_dir: Path | None, out: Path, resume: bool) -> None:
             pretend(recipe, out, done=None, best=0.9, data=data)
             trained.append(out.name)
 

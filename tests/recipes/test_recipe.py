@@ -5,7 +5,7 @@ import pytest
 from recipes.colour_folders import quick_recipe
 
 from parhelion.errors import UserError
-from parhelion.recipes.recipe import RULES, Recipe, check
+from parhelion.recipes.classification_recipe import ClassificationRecipe
 from parhelion.recipes.table import RECIPES, recipe
 
 WRONG = [
@@ -56,17 +56,17 @@ OTHER_NAMES = {"finetune": "finetune", "hybrid_tiny": "hybrid"}
 @pytest.mark.parametrize(("field", "value"), WRONG)
 def test_a_value_that_cannot_be_is_refused_by_name(field, value):
     with pytest.raises(UserError, match=field):
-        check(quick_recipe(**{field: value}))
+        quick_recipe(**{field: value}).check()
 
 
 def test_every_rule_is_about_a_field():
-    assert set(RULES) <= {field.name for field in fields(Recipe)}
+    assert set(ClassificationRecipe.rules) <= {field.name for field in fields(ClassificationRecipe)}
 
 
 @pytest.mark.parametrize("name", sorted(RECIPES))
 def test_every_recipe_is_sound_bears_its_models_name_and_survives_json(name):
     found = recipe(name)
-    check(found)
+    found.check()
     assert name.replace("resnet_50", "resnet50").startswith(OTHER_NAMES.get(name, found.model))
     assert json.loads(json.dumps(found.as_dict())) == {
         key: list(value) if isinstance(value, tuple) else value for key, value in found.as_dict().items()

@@ -1,13 +1,16 @@
 """`parhelion train RECIPE --data SOURCE --out DIR` and `parhelion train --resume DIR`."""
 
 from dataclasses import dataclass, fields
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias, get_type_hints
 
 import tyro
 
 from parhelion.cli.arguments import parsed
 from parhelion.errors import UserError
+from parhelion.recipes.classification_recipe import ClassificationRecipe
+from parhelion.recipes.detection_recipe import DetectionRecipe
 from parhelion.recipes.recipe import Recipe
 from parhelion.recipes.table import RECIPES, recipe
 from parhelion.train.record import saved_recipe
@@ -28,12 +31,12 @@ parhelion train RECIPE --help lists the fields with the recipe's values.
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arguments:
+class Asked:
     """What a run needs besides its recipe."""
 
     data: str
-    """Images: a folder with train/ and val/ of class folders, `bundled`, `fashion-mnist`, or a dataset as timm names it
-    (torch/..., hfds/..., wds/..., tfds/...)."""
+    """Images. To classify: a folder with train/ and val/ of class folders, `bundled`, `fashion-mnist`, or a dataset as
+    timm names it (torch/..., hfds/..., wds/..., tfds/...). To detect: coco:DIR, with annotations in COCO's format."""
     out: Path
     """Folder for recipe, metrics, weights and pictures; must not hold a run yet."""
     data_dir: Path | None = None
@@ -42,12 +45,33 @@ class Arguments:
     """Allow the dataset to be downloaded."""
     init_from: str | None = None
     """Weights to start from: a run folder, a .safetensors file, hf-hub:OWNER/NAME or timm:NAME; they are adapted to
-    other classes, channels, image sizes, blocks and halos."""
+    other classes, channels, image sizes, blocks and halos. A detector takes those of its backbone, or a detector's."""
     resume: bool = False
     """Go on with the run in --out, if there is one."""
     track: tuple[str, ...] = ()
     """Where metrics go besides the run's folder: tensorboard, wandb."""
-    recipe: Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassificationArguments(Asked):
+    """A run that trains a classifier."""
+
+    recipe: ClassificationRecipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectionArguments(Asked):
+    """A run that trains a detector."""
+
+    recipe: DetectionRecipe
+
+
+Arguments: TypeAlias = ClassificationArguments | DetectionArguments
+# By the task of a recipe, what a command line for it holds.
+KINDS: dict[str, type[Arguments]] = {
+    ClassificationRecipe.task: ClassificationArguments,
+    DetectionRecipe.task: DetectionArguments,
+}
 
 
 def run(arguments: list[str]) -> None:
@@ -59,9 +83,8 @@ def run(arguments: list[str]) -> None:
         return
     chosen = _to_resume(arguments) if arguments[0].partition("=")[0] == "--resume" else _chosen(arguments)
     # Brings torch, which the help above need not wait for.
-    from parhelion.recipes.classification import train
-
-    train(
+    task = import_module(f"parhelion.recipes.{chosen.recipe.task}")
+    task.train(
         chosen.recipe,
         data=chosen.data,
         out=chosen.out,
@@ -78,9 +101,11 @@ def _chosen(arguments: list[str]) -> Arguments:
     name, *options = arguments
     if name.startswith("-"):
         raise UserError(f"name a recipe before {name}, such as {FIRST}; parhelion recipes lists them all")
-    default = Arguments(data=tyro.MISSING, out=tyro.MISSING, recipe=recipe(name))
+    wanted = recipe(name)
+    kind: Any = KINDS[wanted.task]
+    default = kind(data=tyro.MISSING, out=tyro.MISSING, recipe=wanted)
     return parsed(
-        Arguments,
+        kind,
         options,
         prog=f"parhelion train {name}",
         default=default,
@@ -105,22 +130,23 @@ def _to_resume(arguments: list[str]) -> Arguments:
     chosen = parsed(Resumed, arguments, prog="parhelion train --resume DIR")
     saved = saved_recipe(chosen.resume)
     asked = {name: saved.pop(name, None) for name in ("data", "data_dir", "init_from")}
-    known = {field.name for field in fields(Recipe)}
+    # Runs of classification do not say so.
+    kind: Any = KINDS.get(saved.pop("task", ClassificationRecipe.task))
+    recipe_kind = get_type_hints(kind)["recipe"] if kind else Recipe
+    known = {field.name for field in fields(recipe_kind)}
     if asked["data"] is None or saved.keys() - known:
         odd = ", ".join(sorted(saved.keys() - known)) or "no data"
         raise UserError(f"the recipe in {chosen.resume} has {odd}; resume with the parhelion that wrote it, or newer")
-    # JSON has no tuples.
-    values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in saved.items()}
     if chosen.workers is not None:
-        values["workers"] = chosen.workers
-    return Arguments(
+        saved["workers"] = chosen.workers
+    return kind(
         data=asked["data"],
         data_dir=Path(asked["data_dir"]) if asked["data_dir"] else None,
         init_from=asked["init_from"],
         out=chosen.resume,
         resume=True,
         track=chosen.track,
-        recipe=Recipe(**values),
+        recipe=recipe_kind.from_dict(saved),
     )
 
 

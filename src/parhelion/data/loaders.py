@@ -23,6 +23,7 @@ from parhelion.seeds import number, seed_cpu
 
 Transform: TypeAlias = Callable[[Image.Image], Tensor]
 Ready: TypeAlias = tuple[Tensor | BadImage, int, str]
+OnBadImage: TypeAlias = Literal["skip", "refuse"]
 Ticket: TypeAlias = tuple[int, int]
 """Which sample, in which epoch."""
 
@@ -51,18 +52,45 @@ def make_loader(
     train: bool,
     workers: int = 0,
     seed: int = 0,
-    on_bad_image: Literal["skip", "refuse"] = "refuse",
+    on_bad_image: OnBadImage = "refuse",
     share: Share | None = None,
 ) -> DataLoader:
-    """A DataLoader of `Batch`: `train` shuffles and draws augmentations, otherwise the order is that of `samples`.
-
-    batch: Images of one update in training, of all processes and parts together; in evaluation of one batch.
-    share: What this process reads of each update's images (training) or of all images (evaluation), and in how many
-        parts; everything at once if None. The images of an update are the same whatever the processes and parts.
+    """A DataLoader of `Batch`; see `build_loader`. `transform` makes a tensor of an image.
 
     Bad images: with "refuse" the first one raises its BadImage in the process that iterates, also when a worker
     read it; with "skip" the batch goes without it and says so in `bad`. A batch may thus be smaller than `batch`,
     even empty: callers pass over batches with no image.
+    """
+    return build_loader(
+        samples,
+        partial(_transformed, transform=transform),
+        partial(collate, refuse=refuses(on_bad_image)),
+        batch=batch,
+        train=train,
+        workers=workers,
+        seed=seed,
+        share=share,
+    )
+
+
+def build_loader(
+    samples: Dataset[Any],
+    ready: Callable[[Any], Any],
+    together: Callable[[list[Any]], Any],
+    *,
+    batch: int,
+    train: bool,
+    workers: int = 0,
+    seed: int = 0,
+    share: Share | None = None,
+) -> DataLoader:
+    """A DataLoader: `train` shuffles and draws at random, otherwise the order is that of `samples`.
+
+    ready: What is done to each sample, in the process that reads it; may draw from the global generators.
+    together: From a list of those to a batch.
+    batch: Images of one update in training, of all processes and parts together; in evaluation of one batch.
+    share: What this process reads of each update's images (training) or of all images (evaluation), and in how many
+        parts; everything at once if None. The images of an update are the same whatever the processes and parts.
 
     Determinism: order and augmentations depend on the seed, the epoch and (for a dataset with an order) on the
     image, not on `workers` nor on what ran before, and no global generator is left changed. Each pass is the next
@@ -77,30 +105,28 @@ def make_loader(
     share = share or Share()
     if batch < 1 or workers < 0:
         raise UserError(f"batch is {batch} and workers is {workers}, but they should be at least 1 and 0")
-    if on_bad_image not in ("skip", "refuse"):
-        raise UserError(f"on_bad_image is {on_bad_image!r}, but it should be 'skip' or 'refuse'")
     if train and batch % (share.processes * share.parts):
         raise UserError(
             f"batch is {batch}, but it must be a multiple of {share.processes * share.parts} to be shared evenly "
             f"(processes: {share.processes}, parts of each: {share.parts})"
         )
     local = batch // (share.processes * share.parts) if train else batch
-    ready: Dataset[Ready]
+    dataset: Dataset[Any]
     batching: dict[str, Any] = {"batch_size": local}
     if isinstance(samples, Stream):
-        ready = _ReadyStream(samples, transform, seed if train else None)
-        ready.samples.arrange(batch=local, workers=workers, seed=seed, share=share)
+        dataset = _ReadyStream(samples, ready, seed if train else None)
+        dataset.samples.arrange(batch=local, workers=workers, seed=seed, share=share)
     elif train:
-        ready = _ReadySamples(samples, transform, seed)
+        dataset = _ReadySamples(samples, ready, seed)
         batching = {"batch_sampler": _Updates(_length(samples), local, share, seed)}
     else:
         rows = range(share.process, _length(samples), share.processes)
-        ready = _ReadySamples(samples if share.processes == 1 else Subset(samples, rows), transform, seed)
+        dataset = _ReadySamples(samples if share.processes == 1 else Subset(samples, rows), ready, seed)
     return DataLoader(
-        ready,
+        dataset,
         num_workers=workers,
         persistent_workers=workers > 0,
-        collate_fn=partial(collate, refuse=on_bad_image == "refuse"),
+        collate_fn=together,
         worker_init_fn=_outlive_signals,
         pin_memory=torch.cuda.is_available(),
         # Without one, every pass would draw a number from the global generator.
@@ -117,6 +143,13 @@ def go_to(loader: DataLoader, epoch: int, batches: int = 0) -> None:
     for part in (loader.batch_sampler, loader.dataset):
         if isinstance(part, _Updates | _ReadyStream):
             part.go_to(epoch, batches)
+
+
+def refuses(on_bad_image: OnBadImage) -> bool:
+    """Whether an unreadable image ends the pass. Raises UserError."""
+    if on_bad_image not in ("skip", "refuse"):
+        raise UserError(f"on_bad_image is {on_bad_image!r}, but it should be 'skip' or 'refuse'")
+    return on_bad_image == "refuse"
 
 
 def collate(samples: list[Ready], *, refuse: bool) -> Batch:
@@ -180,36 +213,36 @@ class _Updates(Sampler[list[Ticket]]):
             yield [(index, epoch) for index in order[first : first + self.batch]]
 
 
-class _ReadySamples(Dataset[Ready]):
-    """Samples with the transform applied; a ticket's epoch seeds it, a plain index means nothing random."""
+class _ReadySamples(Dataset[Any]):
+    """Samples made ready; a ticket's epoch seeds that, a plain index means nothing random."""
 
-    def __init__(self, samples: Dataset[Sample], transform: Transform, seed: int) -> None:
-        self.samples, self.transform, self.seed = samples, transform, seed
+    def __init__(self, samples: Dataset[Any], ready: Callable[[Any], Any], seed: int) -> None:
+        self.samples, self.ready, self.seed = samples, ready, seed
 
     def __len__(self) -> int:
         return _length(self.samples)
 
-    def __getitem__(self, ticket: int | Ticket) -> Ready:
+    def __getitem__(self, ticket: int | Ticket) -> Any:
         return self.__getitems__([ticket])[0]
 
     # torch calls this with the tickets of a whole batch.
-    def __getitems__(self, tickets: list[int | Ticket]) -> list[Ready]:
+    def __getitems__(self, tickets: list[int | Ticket]) -> list[Any]:
         with _global_generators_kept():
-            return [self._ready(ticket) for ticket in tickets]
+            return [self._sample(ticket) for ticket in tickets]
 
-    def _ready(self, ticket: int | Ticket) -> Ready:
+    def _sample(self, ticket: int | Ticket) -> Any:
         index, epoch = ticket if isinstance(ticket, tuple) else (ticket, None)
         sample = self.samples[index]
         if epoch is not None:
             seed_cpu("image", self.seed, epoch, index)
-        return _transformed(sample, self.transform)
+        return self.ready(sample)
 
 
-class _ReadyStream(IterableDataset[Ready]):
-    """A stream with the transform applied, seeded for each sample unless `seed` is None."""
+class _ReadyStream(IterableDataset[Any]):
+    """A stream made ready, seeded for each sample unless `seed` is None."""
 
-    def __init__(self, samples: Stream, transform: Transform, seed: int | None) -> None:
-        self.samples, self.transform, self.seed = copy.copy(samples), transform, seed
+    def __init__(self, samples: Stream, ready: Callable[[Any], Any], seed: int | None) -> None:
+        self.samples, self.ready, self.seed = copy.copy(samples), ready, seed
         # Shared with the workers: how often go_to was called, and with what.
         self.order = Array("q", [0, 0, 0])
         self.obeyed, self.position = 0, _Position()
@@ -223,7 +256,7 @@ class _ReadyStream(IterableDataset[Ready]):
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __iter__(self) -> Iterator[Ready]:
+    def __iter__(self) -> Iterator[Any]:
         calls, *wanted = self.order[:]
         if calls != self.obeyed:
             self.obeyed, self.position = calls, _Position(*wanted)
@@ -234,11 +267,11 @@ class _ReadyStream(IterableDataset[Ready]):
             with _global_generators_kept():
                 if self.seed is not None:
                     seed_cpu("stream", self.seed, epoch, reader, count)
-                ready = _transformed(sample, self.transform)
+                ready = self.ready(sample)
             yield ready
 
 
-def _length(samples: Dataset[Sample]) -> int:
+def _length(samples: Dataset[Any]) -> int:
     # torch's Dataset promises no length; ours have one.
     return len(cast("Sized", samples))
 

@@ -109,7 +109,7 @@ def adapt(model: ResNet, pretrained: Pretrained, *, class_names: Sequence[str] |
       new number of channels: an image whose channels are all alike gives the same response.
     * Relative tables are linearly interpolated between offsets, as `resize` does. Where the network behind
       the weights is unknown, rows of zeros at both ends of a halo table count as the spare ones.
-    * Batch normalisation's counters of batches may be missing; nothing is computed from them.
+    * Batch normalisation's counters of batches may be missing on either side; nothing is computed from them.
     * In weights of timm's ResNets (`pretrained.foreign`), a 3x3 convolution in whose place the model attends is
       dropped and the attention starts afresh; so does squeeze and excitation that one side lacks or sizes otherwise.
 
@@ -168,6 +168,7 @@ def _apart(model: ResNet, pretrained: Pretrained, class_names: Sequence[str] | N
     wanted, given = model.state_dict(), pretrained.weights
     names = [*wanted, *given]
     apart = {name: "the weights do not count" for name in wanted if name.endswith(COUNTER) and name not in given}
+    apart |= {name: "the model does not count" for name in given if name.endswith(COUNTER) and name not in wanted}
     if why := _why_other_classifier(wanted, pretrained, class_names):
         apart |= {name: why for name in names if name.startswith(CLASSIFIER)}
     if not _has(given, LAST_CONVOLUTION) and not _has(given, CLASSIFIER):

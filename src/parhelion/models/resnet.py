@@ -108,6 +108,11 @@ class ResNet(nn.Module):
         self._init_convolutions()
 
     @property
+    def parts(self) -> list[nn.Module]:
+        """The stem and every stage, from the image on."""
+        return [self.stem, *self.stages]
+
+    @property
     def bottlenecks(self) -> list[Bottleneck]:
         """All residual blocks, from the image to the classifier."""
         return [module for module in self.stages.modules() if isinstance(module, Bottleneck)]

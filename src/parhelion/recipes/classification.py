@@ -1,20 +1,18 @@
-"""Run a classification recipe: source, model, loop, record and pictures put together."""
+"""Classification: a recipe's images, its network, how it is scored, and the pictures of that."""
 
 import math
-import sys
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from accelerate import Accelerator
 from accelerate.utils import broadcast, gather_object
 from timm.data.mixup import Mixup, mixup_target
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from parhelion.data.loaders import go_to
 from parhelion.data.samples import Share
 from parhelion.data.sources import Source, open_source
 from parhelion.errors import UserError
@@ -25,22 +23,23 @@ from parhelion.evaluate.validate import image_count
 from parhelion.models.adapt import Adaptation
 from parhelion.models.count import multiply_adds
 from parhelion.models.resnet import ResNet
-from parhelion.recipes import album
-from parhelion.recipes.ingredients import check_same_images, image_facts, place, train_loader, untrained, val_loader
-from parhelion.recipes.keeping import Begun, Keeping, begin
-from parhelion.recipes.preparing import Prepared, prepared
-from parhelion.recipes.recipe import Recipe, check
-from parhelion.seeds import seed_everything
-from parhelion.train import loop, parallel
-from parhelion.train.atomic import write_json
-from parhelion.train.progress import Progress
-from parhelion.train.record import BEST, INIT, WEIGHTS, check_out, holds_run
-from parhelion.train.stopping import Stopped, StopRequest
-from parhelion.train.trackers import Trackers, check_trackers, open_trackers
+from parhelion.recipes import album, running
+from parhelion.recipes.classification_recipe import ClassificationRecipe
+from parhelion.recipes.ingredients import (
+    check_same_images,
+    image_facts,
+    place,
+    train_loader,
+    until_stopped,
+    untrained,
+    val_loader,
+)
+from parhelion.train import loop
+from parhelion.train.stopping import StopRequest
 
 
 def train(  # noqa: PLR0913  every argument is the user's choice
-    recipe: Recipe,
+    recipe: ClassificationRecipe,
     *,
     data: str,
     out: str | Path,
@@ -66,43 +65,21 @@ def train(  # noqa: PLR0913  every argument is the user's choice
     Raises UserError for whatever the user can mend, before `out` is made where that can be known by then; Stopped
     after Ctrl-C or SIGTERM, when a checkpoint is saved.
     """
-    check(recipe)
-    check_trackers(track)
-    accelerator = parallel.accelerator_for(recipe.precision)
-    out, quiet = Path(out), quiet or not accelerator.is_main_process
-    if accelerator.is_main_process and not (resume and holds_run(out)):
-        check_out(out)
-    asked = {"data": data, "data_dir": data_dir and str(data_dir), "init_from": init_from}
-    resolved = {**recipe.as_dict(), **asked}
-    note = _silent if quiet else _warn
-    begun = begin(out, resolved, accelerator, resume=resume, keep=recipe.keep, note=note)
-    source = open_source(data, data_dir=data_dir, download=download, in_chans=recipe.in_chans)
-    images = image_facts(recipe, source, accelerator)
-    check_same_images(begun.images, images, source.name, note)
-    # Equal weights in all processes.
-    seed_everything("weights", recipe.seed)
-    classifier = untrained(recipe, source)
-    model = cast("ResNet", classifier.model)
-    adaptation = None
-    if init_from is not None and begun.checkpoint is None:
-        adaptation = initialise(model, init_from, class_names=classifier.class_names)
-    loader = train_loader(recipe, source, accelerator)
-    plan = _plan(recipe, batches=len(loader))
-    if begun.state.update >= plan.updates and (out / album.SHEET).exists():
-        raise UserError(f"the run in {out} is finished; to train on, start another one with --init-from {out}")
-    if recipe.sharding != "none" and accelerator.num_processes == 1:
-        note(f"sharding is {recipe.sharding}, but one process alone holds all weights; torchrun starts several")
-    ready = prepared(recipe, accelerator, model, task(recipe, len(source.class_names)), plan)
-    run = _Run(recipe, begun, source, images, classifier, ready, quiet=quiet)
-    state = run.open(seed=recipe.seed, updates_per_epoch=plan.updates_per_epoch)
-    if adaptation is not None:
-        run.note_start(adaptation)
-    with run.trackers(track), StopRequest() as stop:
-        return run.fit(loader, plan, state, stop)
+    request = running.Request(
+        data=data,
+        out=Path(out),
+        data_dir=data_dir,
+        download=download,
+        init_from=init_from,
+        resume=resume,
+        track=track,
+        quiet=quiet,
+    )
+    return running.run(recipe, request, lambda: Classification(recipe, request))
 
 
-def task(recipe: Recipe, classes: int) -> loop.Losses:
-    """Classification as a task: the cross entropy of a batch's images, perhaps mixed, against their targets."""
+def cross_entropy(recipe: ClassificationRecipe, classes: int) -> loop.Losses:
+    """The cross entropy of a batch's images, perhaps mixed, against their targets."""
     smoothing = recipe.label_smoothing
     mix = None
     if recipe.mixup or recipe.cutmix:
@@ -129,140 +106,90 @@ def _mixed(mix: Mixup, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]
     return torch.cat([mixed, images[even:]]), torch.cat([soft, alone])
 
 
-class _Run(Keeping):
-    """One run under way: trains, and after each epoch evaluates, saves and records."""
+class Classification(running.Task):
+    """One classification run."""
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        begun: Begun,
-        source: Source,
-        images: Mapping[str, Any],
-        classifier: Classifier,
-        ready: Prepared,
-        *,
-        quiet: bool,
-    ) -> None:
-        super().__init__(begun, ready.moving, images)
-        self.recipe, self.source, self.ready = recipe, source, ready
-        self.classifier = replace(classifier, model=ready.evaluated)
-        self._val_loader = val_loader(recipe, source, Share(**place(self.accelerator)))
-        self._outcome: classify.Outcome | None = None
-        self._noted: set[str] = set()
-        self._trackers = Trackers()
-        self._stop = StopRequest()
-        self._progress = Progress(1, quiet=quiet)
+    best_by = "top1"
+    last_picture = album.SHEET
 
-    def note_start(self, adaptation: Adaptation) -> None:
-        """Say what the run starts from, and keep it."""
-        if self.record is not None:
-            write_json(self.record.folder / INIT, adaptation.as_dict())
-        for line in adaptation.lines():
-            self._progress.line(line)
+    def __init__(self, recipe: ClassificationRecipe, request: running.Request) -> None:
+        self.recipe = recipe
+        self.source: Source = open_source(
+            request.data, data_dir=request.data_dir, download=request.download, in_chans=recipe.in_chans
+        )
+        self.title = f"{recipe.model} on {self.source.name}"
+        self._classifier: Classifier | None = None
+        self._val_loader: DataLoader[Any] | None = None
+        # Of the last evaluation, where this process looked at all images in the order of the data.
+        self._whole: classify.Outcome | None = None
 
-    def trackers(self, names: Sequence[str]) -> Trackers:
-        """The trackers `names`, told what the run has recorded so far. Only the first process has any."""
-        if self.record is not None:
-            folder, past = self.record.folder, [(row["epoch"], row) for row in self.record.rows]
-            config = dict(self.begun.resolved)
-            self._trackers = open_trackers(names, folder, run_name=folder.name, config=config, past=past)
-        return self._trackers
+    @property
+    def classifier(self) -> Classifier:
+        """The network with all that is needed to use it."""
+        if self._classifier is None:
+            self._classifier = untrained(self.recipe, self.source)
+        return self._classifier
 
-    def fit(self, loader: DataLoader[Any], plan: loop.Plan, state: loop.State, stop: StopRequest) -> dict[str, Any]:
-        """Train from `state` to the end, draw the pictures, and return what `train` does."""
-        recipe, out, self._stop = self.recipe, self.begun.folder, stop
-        if self.record is not None and not self.begun.resumed:
-            save_classifier(out / WEIGHTS, self.classifier)
-        self._progress = Progress((plan.updates - state.update) * recipe.batch, quiet=self._progress.quiet)
-        if state.update:
-            self._progress.line(f"going on with {out} after update {state.update} of {plan.updates}")
-        started = time.perf_counter()
+    def check_images(self, begun: Mapping[str, Any], accelerator: Accelerator, note: Callable[[str], None]) -> None:
+        check_same_images(begun, self.images(accelerator), self.source.name, note)
 
-        def batches(epoch: int, done: int) -> Iterable[loop.Batch]:
-            go_to(loader, epoch, done)
-            return loader
+    def images(self, accelerator: Accelerator) -> Mapping[str, Any]:
+        return image_facts(self.recipe, self.source, accelerator)
 
-        try:
-            with self._progress as progress:
-                loop.train(
-                    loop.Training(
-                        accelerator=self.accelerator,
-                        step=self.ready.step,
-                        optimization=self.moving.optimization,
-                        batches=batches,
-                        plan=plan,
-                        state=state,
-                        keeper=self,
-                        progress=progress,
-                        stop=stop,
-                    )
-                )
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(f"stopped at once; parhelion train --resume {out} goes on") from None
-        except Stopped as stopped:
-            raise Stopped(stopped.code, f"stopped; parhelion train --resume {out} goes on") from None
-        seconds = time.perf_counter() - started
-        if self.record is not None:
-            self._draw(out)
-        self.accelerator.wait_for_everyone()
-        return self._result(seconds) | {"out": str(out)}
+    def build(self) -> ResNet:
+        return cast("ResNet", self.classifier.model)
 
-    def end_epoch(self, epoch: loop.Epoch) -> None:
-        """Evaluate, then save, record and print the epoch."""
-        self._outcome = self._evaluated()
-        scores = self._outcome.metrics()
-        if not math.isfinite(scores["loss"]):
+    def initialise(self, spec: str) -> Adaptation:
+        return initialise(self.classifier.model, spec, class_names=self.classifier.class_names)
+
+    def train_loader(self, accelerator: Accelerator) -> DataLoader[Any]:
+        return train_loader(self.recipe, self.source, accelerator)
+
+    def losses(self) -> loop.Losses:
+        return cross_entropy(self.recipe, len(self.source.class_names))
+
+    def use(self, model: nn.Module) -> None:
+        self._classifier = replace(self.classifier, model=model)
+
+    def evaluate(self, epoch: int, accelerator: Accelerator, stop: StopRequest) -> running.Scores:
+        model = self.classifier.model
+        if self._val_loader is None:
+            self._val_loader = val_loader(self.recipe, self.source, Share(**place(accelerator)))
+        if accelerator.num_processes == 1:
+            outcome = self._whole = classify.outcome(model, until_stopped(self._val_loader, stop))
+        else:
+            # Without synchronised statistics each process has its own averages; those of the first are saved.
+            for buffer in model.buffers():
+                buffer.copy_(broadcast(buffer))
+            mine = classify.outcome(model, until_stopped(self._val_loader, stop))
+            outcome = classify.merged(gather_object([mine]))
+        metrics = outcome.metrics()
+        if not math.isfinite(metrics["loss"]):
             raise UserError(
-                f"the validation loss became {scores['loss']} after epoch {epoch.epoch}; training stopped, and the "
+                f"the validation loss became {metrics['loss']} after epoch {epoch}; training stopped, and the "
                 "last good weights are kept"
             )
-        row = _row(epoch, scores)
-        self.classifier = replace(self.classifier, epoch=epoch.epoch, metrics=scores)
-        if self.record is not None:
-            folder, before = self.record.folder, [earlier["top1"] for earlier in self.record.rows]
-            save_classifier(folder / WEIGHTS, self.classifier)
-            if scores["top1"] > max(before, default=-1.0):
-                save_classifier(folder / BEST, self.classifier)
-            self.record.add(row)
-        self._trackers.add(row, epoch.epoch)
-        for sentence in (*epoch.skipped, *self._outcome.skipped):
-            if sentence not in self._noted:
-                self._progress.line(f"skipped: {sentence}")
-                self._noted.add(sentence)
-        self._progress.line(_line(row, self.recipe.epochs))
+        self._classifier = replace(self.classifier, epoch=epoch, metrics=metrics)
+        values = {"val_loss": metrics["loss"], "top1": metrics["top1"], "top5": metrics["top5"]}
+        return running.Scores(values=values, skipped=outcome.skipped)
 
-    def _evaluated(self) -> classify.Outcome:
-        """What the model says of all validation images, each process having looked at its share."""
-        self.ready.gather()
-        model = self.classifier.model
-        if self.accelerator.num_processes == 1:
-            return classify.outcome(model, self._val_batches())
-        # Without synchronised statistics each process has its own averages; those of the first are saved.
-        for buffer in model.buffers():
-            buffer.copy_(broadcast(buffer))
-        return classify.merged(gather_object([classify.outcome(model, self._val_batches())]))
+    def save(self, path: Path) -> None:
+        save_classifier(path, self.classifier)
 
-    def _val_batches(self) -> Iterator[loop.Batch]:
-        """The validation batches; Stopped where somebody asks: a resumed run evaluates the epoch's checkpoint anew."""
-        for batch in self._val_loader:
-            self._stop.obey()
-            yield batch
+    def line(self, row: Mapping[str, Any]) -> str:
+        return f"val loss {row['val_loss']:.4f}  top-1 {100 * row['top1']:.2f}%  top-5 {100 * row['top5']:.2f}%"
 
-    def _draw(self, out: Path) -> None:
-        """Leave the pictures in `out`."""
-        assert self.record is not None
-        loader, whole = self._val_loader, self._outcome
-        if whole is None or self.accelerator.num_processes > 1:
-            # The processes' parts together are not in the order of the data.
+    def draw(self, out: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+        loader, whole = self._val_loader, self._whole
+        if loader is None or whole is None:
+            # Never evaluated in this process, or the processes' parts together are not in the order of the data.
             loader = val_loader(self.recipe, self.source, Share())
             whole = classify.outcome(self.classifier.model, loader)
-        title, names = f"{self.recipe.model} on {self.source.name}", self.source.class_names
-        album.draw_scores(out, title, self.record.rows, whole, names)
-        album.draw_sheet(out, title, whole, loader, self.classifier.preprocessing, names)
-        self._progress.line(f"weights, metrics and pictures are in {out}")
+        names = self.source.class_names
+        album.draw_scores(out, self.title, rows, whole, names)
+        album.draw_sheet(out, self.title, whole, loader, self.classifier.preprocessing, names)
 
-    def _result(self, seconds: float) -> dict[str, Any]:
-        """The numbers a table of runs needs."""
+    def result(self) -> dict[str, Any]:
         model, side = self.classifier.model, self.recipe.image_px
         return {
             "model": self.recipe.model,
@@ -272,56 +199,5 @@ class _Run(Keeping):
             "train_images": image_count(self.source.train),
             "val_images": image_count(self.source.val),
             "epochs": self.classifier.epoch,
-            "seconds": seconds,
             **{name: self.classifier.metrics[name] for name in ("loss", "top1", "top5")},
         }
-
-
-def _warn(sentence: str) -> None:
-    print(f"parhelion: {sentence}", file=sys.stderr, flush=True)
-
-
-def _silent(_sentence: str) -> None:
-    """Say nothing."""
-
-
-def _plan(recipe: Recipe, *, batches: int) -> loop.Plan:
-    per_epoch = batches // recipe.accumulate
-    updates = recipe.epochs * per_epoch
-    if recipe.updates > updates:
-        raise UserError(
-            f"updates is {recipe.updates}, but {recipe.epochs} epochs of {per_epoch} updates have only {updates}; "
-            "give more epochs"
-        )
-    return loop.Plan(
-        updates_per_epoch=per_epoch,
-        updates=recipe.updates or updates,
-        accumulate=recipe.accumulate,
-        checkpoint_updates=recipe.checkpoint_updates,
-        seed=recipe.seed,
-    )
-
-
-def _row(epoch: loop.Epoch, scores: dict[str, float]) -> dict[str, Any]:
-    return {
-        "epoch": epoch.epoch,
-        "train_loss": epoch.train_loss,
-        "val_loss": scores["loss"],
-        "top1": scores["top1"],
-        "top5": scores["top5"],
-        "lr": epoch.lr,
-        "seconds": round(epoch.seconds, 3),
-        "data_wait_seconds": round(epoch.data_wait_seconds, 3),
-        "images_per_second": round(epoch.images_per_second, 1),
-        "skipped_images": len(epoch.skipped) + int(scores["skipped"]),
-    }
-
-
-def _line(row: dict[str, Any], epochs: int) -> str:
-    skipped = f"  skipped {row['skipped_images']}" if row["skipped_images"] else ""
-    return (
-        f"epoch {row['epoch']}/{epochs}  train loss {row['train_loss']:.4f}  val loss {row['val_loss']:.4f}  "
-        f"top-1 {100 * row['top1']:.2f}%  top-5 {100 * row['top5']:.2f}%  lr {row['lr']:.2g}  "
-        f"{row['seconds']:.1f} s  data wait {row['data_wait_seconds']:.1f} s  "
-        f"{row['images_per_second']:.0f} images/s{skipped}"
-    )

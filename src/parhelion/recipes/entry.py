@@ -14,7 +14,7 @@ TAGS: dict[Tag, str] = {
     "recalled": "recalled from the paper's body, not checked against its text",
     "measured": "seen here, one run",
 }
-IMAGENET, IMAGENET_21K, CIFAR, BUNDLED = 1_281_167, 14_200_000, 50_000, 10_000  # training images
+IMAGENET, IMAGENET_21K, CIFAR, COCO, BUNDLED = 1_281_167, 14_200_000, 50_000, 118_287, 10_000  # training images
 
 
 @dataclass(frozen=True, kw_only=True)

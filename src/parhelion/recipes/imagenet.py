@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
+from parhelion.recipes.classification_recipe import ClassificationRecipe
 from parhelion.recipes.entry import IMAGENET, Entry, Tag
-from parhelion.recipes.recipe import Recipe
 
 HALONET = "arXiv 2103.12731"
 GSA = "recalled from arXiv 2010.03019"
@@ -11,12 +11,12 @@ GSA = "recalled from arXiv 2010.03019"
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def halonet_imagenet(model: str, image_px: int) -> Recipe:
+def halonet_imagenet(model: str, image_px: int) -> ClassificationRecipe:
     """What all long runs of the HaloNet paper share, without augmentation and dropping.
 
     What of it is given and what is ours: see `family`.
     """
-    return Recipe(
+    return ClassificationRecipe(
         model=model,
         image_px=image_px,
         epochs=350,
@@ -49,7 +49,7 @@ FAMILY = {  # image_px and RandAugment as printed; dropout and drop_path are our
 # fmt: on
 
 
-def family(model: str) -> Recipe:
+def family(model: str) -> ClassificationRecipe:
     """One of H0 to H7, as the paper trains them all.
 
     Given: batch 4096, Nesterov, learning rate 1.6 (0.1 per 256 images), 10 epochs of linear warm-up, a cosine that ends
@@ -67,7 +67,7 @@ def family(model: str) -> Recipe:
     return replace(shared, randaugment=randaugment, dropout=dropout, drop_path=drop_path)
 
 
-def hybrid(model: str) -> Recipe:
+def hybrid(model: str) -> ClassificationRecipe:
     """H7 with convolutions in its first stages, trained as halonet_h7_imagenet is.
 
     The paper does not say that anything else changes; whatever it leaves open for H7 is chosen as there:
@@ -76,7 +76,7 @@ def hybrid(model: str) -> Recipe:
     return replace(family("halonet_h7"), model=model)
 
 
-def detection_backbone(model: str, *choices: str) -> Recipe:
+def detection_backbone(model: str, *choices: str) -> ClassificationRecipe:
     """A backbone for Mask R-CNN, trained on ImageNet before COCO.
 
     Given: 350 epochs at 512 pixels, RandAugment 15, stochastic depth 0.1, label smoothing, and squeeze and excitation
@@ -87,7 +87,7 @@ def detection_backbone(model: str, *choices: str) -> Recipe:
     return replace(shared, choices=choices, randaugment=15, drop_path=0.1)
 
 
-def resnet_imagenet(model: str) -> Recipe:
+def resnet_imagenet(model: str) -> ClassificationRecipe:
     """A GSA network, or the ResNet whose 3x3 convolutions it replaces, on ImageNet: 90 epochs at 224 pixels.
 
     All of it is recalled: batch 2048, SGD with momentum 0.9, weight decay 1e-4, a base learning rate of 0.1, cosine,
@@ -96,7 +96,7 @@ def resnet_imagenet(model: str) -> Recipe:
     That 0.1 holds for 256 images is our reading. Warm-up, the end of the cosine and the precision are not known; we
     take 5 epochs, zero and bf16. One recipe serves both kinds, so that only the model differs.
     """
-    return Recipe(
+    return ClassificationRecipe(
         model=model,
         image_px=224,
         epochs=90,

@@ -1,6 +1,6 @@
 """What a recipe is made of: its network, its batches, and the images that they come from."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, cast
 
 import torch
@@ -16,10 +16,12 @@ from parhelion.errors import UserError, nearest
 from parhelion.evaluate.saved import Classifier
 from parhelion.evaluate.validate import check_classes, image_count
 from parhelion.models.catalog import create_model, model_info
-from parhelion.recipes.recipe import Recipe
+from parhelion.recipes.classification_recipe import ClassificationRecipe
+from parhelion.train import loop
+from parhelion.train.stopping import StopRequest
 
 
-def untrained(recipe: Recipe, source: Source) -> Classifier:
+def untrained(recipe: ClassificationRecipe, source: Source) -> Classifier:
     """The network of `recipe` for the classes of `source`, with the weights it starts from. Raises UserError."""
     arguments: dict[str, Any] = {
         "num_classes": len(source.class_names),
@@ -45,7 +47,7 @@ def untrained(recipe: Recipe, source: Source) -> Classifier:
     )
 
 
-def _choices(recipe: Recipe) -> dict[str, Any]:
+def _choices(recipe: ClassificationRecipe) -> dict[str, Any]:
     """The choices of the recipe's model. Raises UserError for what is none, such as what other fields say."""
     given, known = recipe.model_choices(), model_info(recipe.model).choices
     for name in given.keys() - known.keys():
@@ -54,7 +56,7 @@ def _choices(recipe: Recipe) -> dict[str, Any]:
     return given
 
 
-def _built(recipe: Recipe, arguments: dict[str, Any]) -> nn.Module:
+def _built(recipe: ClassificationRecipe, arguments: dict[str, Any]) -> nn.Module:
     """The network, without trained weights."""
     try:
         model = create_model(recipe.model, drop_path=recipe.drop_path, drop_rate=recipe.dropout, **arguments)
@@ -78,7 +80,7 @@ def _look_once(model: nn.Module, size: tuple[int, ...]) -> None:
     model.train()
 
 
-def train_loader(recipe: Recipe, source: Source, accelerator: Accelerator) -> DataLoader[Any]:
+def train_loader(recipe: ClassificationRecipe, source: Source, accelerator: Accelerator) -> DataLoader[Any]:
     """This process's training batches, to be moved through with `go_to`."""
     assert source.train is not None, "open the source with its train split"
     return make_loader(
@@ -93,7 +95,7 @@ def train_loader(recipe: Recipe, source: Source, accelerator: Accelerator) -> Da
     )
 
 
-def val_loader(recipe: Recipe, source: Source, share: Share) -> DataLoader[Any]:
+def val_loader(recipe: ClassificationRecipe, source: Source, share: Share) -> DataLoader[Any]:
     """The validation batches of one process."""
     assert source.val is not None, "open the source with its val split"
     return make_loader(
@@ -112,7 +114,7 @@ def place(accelerator: Accelerator) -> dict[str, int]:
     return {"process": accelerator.process_index, "processes": accelerator.num_processes}
 
 
-def image_facts(recipe: Recipe, source: Source, accelerator: Accelerator) -> dict[str, Any]:
+def image_facts(recipe: ClassificationRecipe, source: Source, accelerator: Accelerator) -> dict[str, Any]:
     """What tells a run's images from others without reading them, ready for JSON.
 
     readers: how many the shards of a stream are dealt out to; None where the images have an order of their own.
@@ -142,3 +144,10 @@ def check_same_images(
             f"the shards of {source} are dealt out anew, {now['readers']} ways instead of {begun['readers']} "
             "(processes times workers): the epoch under way repeats some images and misses others"
         )
+
+
+def until_stopped(loader: Iterable[loop.Batch], stop: StopRequest) -> Iterator[loop.Batch]:
+    """The batches; Stopped where somebody asks: a resumed run evaluates the epoch's checkpoint anew."""
+    for batch in loader:
+        stop.obey()
+        yield batch

@@ -3,18 +3,40 @@
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol, cast
 
 import torch
 from accelerate import Accelerator
+from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
 from torch import nn
 
 from parhelion.errors import UserError
-from parhelion.models.resnet import ResNet
 from parhelion.recipes.recipe import Recipe
 from parhelion.train import loop, parallel
 from parhelion.train.moving import Moving
-from parhelion.train.optimization import Optimization, build_optimizer, cosine_schedule, step_schedule
+from parhelion.train.optimization import (
+    Optimization,
+    build_optimizer,
+    cosine_schedule,
+    drop_schedule,
+    step_schedule,
+)
+
+
+class Trainee(Protocol):
+    """What a network offers besides being an nn.Module, so that a recipe can train it."""
+
+    @property
+    def parts(self) -> Sequence[nn.Module]:
+        """What can be frozen, from the image on: the stem, then each stage."""
+
+    @property
+    def bottlenecks(self) -> Sequence[nn.Module]:
+        """What processes hold parts of, and gather when needed, one after the other."""
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Keep less for the backward pass, and compute it again there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,22 +56,25 @@ class Prepared:
             self.evaluated.load_state_dict(parallel.whole_state(self.moving.model if ema is None else ema.module))
 
 
-def prepared(recipe: Recipe, accelerator: Accelerator, model: ResNet, losses: loop.Losses, plan: loop.Plan) -> Prepared:
-    """`model` as `recipe` wants it trained. Raises UserError for parts to freeze that it does not have."""
+def prepared(
+    recipe: Recipe, accelerator: Accelerator, model: nn.Module, losses: loop.Losses, plan: loop.Plan
+) -> Prepared:
+    """`model`, a `Trainee`, as `recipe` wants it trained; UserError for parts to freeze that it does not have."""
     sharded = recipe.sharding == "fsdp" and accelerator.num_processes > 1
     model.to(accelerator.device)
     # The whole model stays beside the sharded one, to be evaluated.
     trained = copy.deepcopy(model) if sharded else model
-    trained.set_grad_checkpointing(recipe.recompute)
-    frozen = frozen_parts(trained, recipe.freeze)
+    trainee = cast("Trainee", trained)
+    trainee.set_grad_checkpointing(recipe.recompute)
+    frozen = frozen_parts(trainee, recipe.freeze)
     if recipe.sync_bn and accelerator.num_processes > 1:
         parallel.synchronise_batch_norms(trained)
     # One pass over all tensors cannot take whole buffers and parts of weights together.
     ema = ModelEmaV3(trained, decay=recipe.ema_decay, foreach=not sharded) if recipe.ema_decay else None
     if sharded:
         for whole in (trained, *([ema.module] if ema else [])):
-            parallel.shard(accelerator, whole, list(whole.bottlenecks))
-    step = loop.Step(trained, losses, frozen=frozen, compiled=recipe.compile)
+            parallel.shard(accelerator, whole, cast("Trainee", whole).bottlenecks)
+    step = loop.Step(trained, losses, frozen=frozen, compiled=recipe.compiled)
     # What is sharded needs autocast only.
     step = accelerator.prepare_model(step, evaluation_mode=sharded)
     optimization = _optimization(recipe, accelerator, trained, plan, ema)
@@ -61,9 +86,9 @@ def prepared(recipe: Recipe, accelerator: Accelerator, model: ResNet, losses: lo
     )
 
 
-def frozen_parts(model: ResNet, count: int) -> Sequence[nn.Module]:
+def frozen_parts(model: Trainee, count: int) -> Sequence[nn.Module]:
     """The first `count` parts of `model`, the stem and then its stages, with parameters that need no gradient."""
-    parts = [model.stem, *model.stages]
+    parts = model.parts
     if count > len(parts):
         raise UserError(
             f"freeze is {count}, but the model has {len(parts)} parts: the stem and {len(parts) - 1} stages"
@@ -86,7 +111,10 @@ def _optimization(
         layer_decay=recipe.layer_decay,
     )
     warmup = round(recipe.warmup_epochs * plan.updates_per_epoch)
-    if recipe.schedule == "step":
+    schedule: Scheduler
+    if recipe.drop_updates:
+        schedule = drop_schedule(optimizer, lr=lr, drop_updates=recipe.drop_updates, warmup_updates=warmup)
+    elif recipe.schedule == "step":
         schedule = step_schedule(optimizer, lr=lr, step_updates=recipe.step_updates, warmup_updates=warmup)
     else:
         schedule = cosine_schedule(

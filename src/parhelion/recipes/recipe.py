@@ -1,28 +1,68 @@
-"""`Recipe`: everything that a training run depends on besides its images."""
+"""`Recipe`: what every training run depends on besides its images, whatever it trains for."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
+from abc import ABC
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, get_args, get_origin, get_type_hints
 
 from parhelion.errors import UserError
 
 if TYPE_CHECKING:
-    # Imported where they are used: they bring torch, and a list of recipes should not wait for it.
-    from parhelion.data.transforms import Augmentation, Preprocessing
+    from typing_extensions import Self
+
+Rules: TypeAlias = Mapping[str, tuple[Callable[[Any], bool], str]]
+"""By field: what must hold for its value, in code and in words."""
+
+
+def share(value: float) -> bool:
+    """Whether `value` is at least 0 and below 1."""
+    return 0 <= value < 1
+
+
+# fmt: off
+RULES: Rules = {
+    "image_px":        (lambda v: v >= 1,         "at least 1"),
+    "in_chans":        (lambda v: v in (1, 3),    "1 (grey) or 3 (colour)"),
+    "epochs":          (lambda v: v >= 1,         "at least 1"),
+    "batch":           (lambda v: v >= 1,         "at least 1"),
+    "freeze":          (lambda v: v >= 0,         "at least 0 (0: nothing)"),
+    "updates":         (lambda v: v >= 0,         "at least 0 (0: as the epochs have)"),
+    "accumulate":      (lambda v: v >= 1,         "at least 1"),
+    "lr_per_256":      (lambda v: 0 < v < 1e9,    "above 0"),
+    "warmup_epochs":   (lambda v: v >= 0,         "at least 0"),
+    "lr_end_ratio":    (lambda v: 0 <= v <= 1,    "from 0 to 1"),
+    "step_updates":    (lambda v: v >= 0,         "at least 0"),
+    "drop_updates":    (lambda v: list(v) == sorted({u for u in v if u > 0}), "rising numbers above 0"),
+    "layer_decay":     (lambda v: 0 < v <= 1,     "above 0 and at most 1 (1: off)"),
+    "ema_decay":       (share,                    "at least 0 (0: off) and below 1"),
+    "checkpoint_updates": (lambda v: v >= 0,      "at least 0 (0: off)"),
+    "keep":            (lambda v: v >= 1,         "at least 1"),
+    "momentum":        (share,                    "at least 0 and below 1"),
+    "weight_decay":    (lambda v: 0 <= v < 1e9,   "at least 0"),
+    "clip_norm":       (lambda v: v >= 0,         "at least 0 (0: off)"),
+    "drop_path":       (share,                    "at least 0 and below 1"),
+    "workers":         (lambda v: v >= 0,         "at least 0"),
+    "seed":            (lambda v: 0 <= v < 2**32, "from 0 to 4294967295"),
+}
+# fmt: on
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class Recipe(ABC):
     """One training run; every field acts."""
+
+    task: ClassVar[str]
+    """What is trained for; also the module beside this one that does it."""
+    rules: ClassVar[Rules] = RULES
 
     model: str
     """Name of the model, as `parhelion models` lists it."""
     image_px: int
-    """Height and width of the images that the model sees, in pixels."""
+    """Side of the images that the model sees, in pixels."""
     in_chans: int = 3
     """Channels of the images: 3 for colour, 1 for grey; images are converted."""
     choices: tuple[str, ...] = ()
@@ -48,9 +88,12 @@ class Recipe:
     lr_end_ratio: float = 0.01
     """Share of the peak at which the cosine schedule ends."""
     schedule: Literal["cosine", "step"] = "cosine"
-    """How the learning rate falls after the warm-up; step: to a tenth every step_updates updates."""
+    """How the learning rate falls after the warm-up; step: to a tenth every step_updates updates, or after each of
+    drop_updates."""
     step_updates: int = 0
     """Updates from one fall of the learning rate to the next, for the schedule step."""
+    drop_updates: tuple[int, ...] = ()
+    """Updates after each of which the learning rate falls, for the schedule step: instead of step_updates."""
     layer_decay: float = 1.0
     """Factor by which the learning rate falls from each layer to the one before it; 1: none."""
     momentum: float = 0.9
@@ -61,16 +104,10 @@ class Recipe:
     """Largest norm of all gradients together; 0 clips nothing."""
     ema_decay: float = 0.0
     """Decay, per update, of a running average of the weights, which is then what is evaluated and saved; 0: none."""
-    label_smoothing: float = 0.1
-    """Share of the target spread evenly over all classes."""
     drop_path: float = 0.0
     """Probability that the last block skips its residual branch; earlier blocks less."""
-    dropout: float = 0.0
-    """Probability that a feature before the classifier is dropped."""
     precision: Literal["no", "bf16", "fp16"] = "no"
     """Mixed precision of training; no: float32. Evaluation is always float32."""
-    compile: bool = False
-    """Train through torch.compile."""
     recompute: bool = False
     """Keep only the input of each block for the backward pass, and compute the block again: less memory, more time."""
     sharding: Literal["none", "fsdp"] = "none"
@@ -78,37 +115,14 @@ class Recipe:
     sync_bn: bool = True
     """Take batch statistics over the images of all processes, not over each process's own."""
 
-    crop: Literal["resized", "padded", "center"] = "resized"
-    """Training crop; resized: of random size and shape; padded: the image, moved a little at random; center: as in
-    evaluation."""
-    crop_scale: tuple[float, float] = (0.08, 1.0)
-    """Smallest and largest share of the image's area in a resized crop."""
-    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    """Smallest and largest width over height of a resized crop."""
     flip: float = 0.5
     """Probability of a mirrored training image."""
-    randaugment: int = 0
-    """Magnitude of RandAugment, 0 to 31; 0 leaves it out."""
-    erase: float = 0.0
-    """Probability that a random rectangle of a training image is erased."""
     color_jitter: float = 0.0
     """Strength of random brightness, contrast and saturation; 0 leaves them alone."""
-    mixup: float = 0.0
-    """Alpha of mixup: pairs of images are averaged with weights from Beta(alpha, alpha); 0 leaves it out."""
-    cutmix: float = 0.0
-    """Alpha of CutMix: a rectangle of one image replaces that of another; 0 leaves it out. With mixup: each half of
-    the time."""
-
     mean: tuple[float, ...] = (0.5,)
     """Mean that is subtracted from pixels in 0..1: one number, or one per channel."""
     std: tuple[float, ...] = (0.25,)
     """Deviation that pixels are divided by: one number, or one per channel."""
-    eval_crop_ratio: float = 1.0
-    """Share of the image's shorter side that the central crop keeps in evaluation."""
-    eval_px: int = 0
-    """Height and width of the images in evaluation, in pixels; 0: as in training."""
-    interpolation: Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"] = "bicubic"
-    """How images are resized."""
 
     workers: int = 0
     """Processes that read images; 0 reads them in the training process."""
@@ -121,9 +135,20 @@ class Recipe:
     keep: int = 2
     """Newest checkpoints that are kept."""
 
+    @property
+    def compiled(self) -> bool:
+        """Whether the network is trained through torch.compile."""
+        return False
+
     def as_dict(self) -> dict[str, Any]:
         """The fields by name, ready for JSON."""
         return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The recipe with these fields, also after a round trip through JSON, which has no tuples."""
+        tuples: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+        return cls(**tuples)
 
     def model_choices(self) -> dict[str, Any]:
         """`choices` by name, as values; UserError for what is not name=value, or comes twice."""
@@ -132,35 +157,39 @@ class Recipe:
             raise UserError(f"choices holds {' '.join(self.choices)}; each name must come once")
         return dict(pairs)
 
-    def preprocessing(self, image_px: int = 0) -> Preprocessing:
-        """What happens to every image of `image_px` pixels; by default as in evaluation."""
-        from parhelion.data.transforms import Preprocessing
-
-        return Preprocessing(
-            image_px=image_px or self.eval_px or self.image_px,
-            in_chans=self.in_chans,
-            mean=self._per_channel(self.mean),
-            std=self._per_channel(self.std),
-            crop_ratio=self.eval_crop_ratio,
-            interpolation=self.interpolation,
-        )
-
-    def augmentation(self) -> Augmentation:
-        """What happens to training images at random."""
-        from parhelion.data.transforms import Augmentation
-
-        return Augmentation(
-            crop=self.crop,
-            crop_scale=self.crop_scale,
-            crop_ratio=self.crop_ratio,
-            flip=self.flip,
-            randaugment=self.randaugment,
-            erase=self.erase,
-            color_jitter=self.color_jitter,
-        )
-
-    def _per_channel(self, values: tuple[float, ...]) -> tuple[float, ...]:
+    def per_channel(self, values: tuple[float, ...]) -> tuple[float, ...]:
+        """One number per channel of the images; a single one is repeated."""
         return tuple(values) * self.in_chans if len(values) == 1 else tuple(values)
+
+    def check(self) -> None:
+        """Raise UserError for the first field whose value cannot be."""
+        hints = get_type_hints(type(self))
+        types = {field.name: hints[field.name] for field in fields(self)}
+        for field, kind in types.items():
+            # A recipe may have been read from a file.
+            if not _is_of(kind, getattr(self, field)):
+                raise UserError(f"{field} is {getattr(self, field)!r}; it must be {_kind_in_words(kind)}")
+        for field, (holds, words) in self.rules.items():
+            if not holds(getattr(self, field)):
+                raise UserError(f"{field} is {getattr(self, field)}; it must be {words}")
+        for field, kind in types.items():
+            value, choices = getattr(self, field), get_args(kind)
+            if get_origin(kind) is Literal and value not in choices:
+                raise UserError(f"{field} is {value!r}; it must be one of {', '.join(choices)}")
+        self.check_together()
+
+    def check_together(self) -> None:
+        """Raise UserError for the first fields that contradict each other."""
+        if self.warmup_epochs >= self.epochs:
+            raise UserError(f"warmup_epochs is {self.warmup_epochs}; it must be below epochs, which is {self.epochs}")
+        steps = [self.step_updates > 0, bool(self.drop_updates)].count(True)
+        if steps != (self.schedule == "step"):
+            raise UserError(
+                f"schedule is {self.schedule}, step_updates is {self.step_updates} and drop_updates is "
+                f"{list(self.drop_updates)}; the schedule step needs one of the two, and no other takes them"
+            )
+        # This checks its own field.
+        self.model_choices()
 
 
 def _choice(text: str) -> tuple[str, Any]:
@@ -174,72 +203,6 @@ def _choice(text: str) -> tuple[str, Any]:
         parsed = value
     # Rows hold tuples, which JSON does not know: blocks=[3,4,6,3].
     return name, tuple(parsed) if isinstance(parsed, list) else parsed
-
-
-def _share(value: float) -> bool:
-    return 0 <= value < 1
-
-
-# fmt: off
-RULES: dict[str, tuple[Callable[[Any], bool], str]] = {  # field: what must hold, in code and in words
-    "image_px":        (lambda v: v >= 1,         "at least 1"),
-    "in_chans":        (lambda v: v in (1, 3),    "1 (grey) or 3 (colour)"),
-    "epochs":          (lambda v: v >= 1,         "at least 1"),
-    "batch":           (lambda v: v >= 1,         "at least 1"),
-    "freeze":          (lambda v: v >= 0,         "at least 0 (0: nothing)"),
-    "updates":         (lambda v: v >= 0,         "at least 0 (0: as the epochs have)"),
-    "accumulate":      (lambda v: v >= 1,         "at least 1"),
-    "lr_per_256":      (lambda v: 0 < v < 1e9,    "above 0"),
-    "warmup_epochs":   (lambda v: v >= 0,         "at least 0"),
-    "lr_end_ratio":    (lambda v: 0 <= v <= 1,    "from 0 to 1"),
-    "step_updates":    (lambda v: v >= 0,         "at least 0"),
-    "layer_decay":     (lambda v: 0 < v <= 1,     "above 0 and at most 1 (1: off)"),
-    "ema_decay":       (_share,                   "at least 0 (0: off) and below 1"),
-    "mixup":           (lambda v: v >= 0,         "at least 0 (0: off)"),
-    "cutmix":          (lambda v: v >= 0,         "at least 0 (0: off)"),
-    "eval_px":         (lambda v: v >= 0,         "at least 0 (0: as image_px)"),
-    "checkpoint_updates": (lambda v: v >= 0,      "at least 0 (0: off)"),
-    "keep":            (lambda v: v >= 1,         "at least 1"),
-    "momentum":        (_share,                   "at least 0 and below 1"),
-    "weight_decay":    (lambda v: 0 <= v < 1e9,   "at least 0"),
-    "clip_norm":       (lambda v: v >= 0,         "at least 0 (0: off)"),
-    "label_smoothing": (_share,                   "at least 0 and below 1"),
-    "drop_path":       (_share,                   "at least 0 and below 1"),
-    "dropout":         (_share,                   "at least 0 and below 1"),
-    "eval_crop_ratio": (lambda v: 0 < v <= 1,     "above 0 and at most 1"),
-    "workers":         (lambda v: v >= 0,         "at least 0"),
-    "seed":            (lambda v: 0 <= v < 2**32, "from 0 to 4294967295"),
-}
-CHOICES = ("optimizer", "schedule", "precision", "sharding", "on_bad_image")
-# fmt: on
-
-
-def check(recipe: Recipe) -> None:
-    """Raise UserError for the first field whose value cannot be."""
-    types = get_type_hints(Recipe)
-    for field, kind in types.items():
-        # A recipe may have been read from a file.
-        if not _is_of(kind, getattr(recipe, field)):
-            raise UserError(f"{field} is {getattr(recipe, field)!r}; it must be {_kind_in_words(kind)}")
-    for field, (holds, words) in RULES.items():
-        value = getattr(recipe, field)
-        if not holds(value):
-            raise UserError(f"{field} is {value}; it must be {words}")
-    for field in CHOICES:
-        value, choices = getattr(recipe, field), get_args(types[field])
-        if value not in choices:
-            raise UserError(f"{field} is {value!r}; it must be one of {', '.join(choices)}")
-    if recipe.warmup_epochs >= recipe.epochs:
-        raise UserError(f"warmup_epochs is {recipe.warmup_epochs}; it must be below epochs, which is {recipe.epochs}")
-    if (recipe.schedule == "step") != (recipe.step_updates > 0):
-        raise UserError(
-            f"schedule is {recipe.schedule} and step_updates is {recipe.step_updates}; the schedule step needs "
-            "step_updates above 0, and no other takes it"
-        )
-    # These check their own fields.
-    recipe.model_choices()
-    recipe.preprocessing()
-    recipe.augmentation()
 
 
 def _is_of(kind: Any, value: object) -> bool:

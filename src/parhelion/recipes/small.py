@@ -2,17 +2,17 @@
 
 from dataclasses import replace
 
+from parhelion.recipes.classification_recipe import ClassificationRecipe
 from parhelion.recipes.entry import BUNDLED, CIFAR, Entry
-from parhelion.recipes.recipe import Recipe
 
 
-def small_images(model: str, *choices: str) -> Recipe:
+def small_images(model: str, *choices: str) -> ClassificationRecipe:
     """A small network in minutes on a CPU: 4 epochs with AdamW, and only mirror images at random.
 
     Ours, chosen for two cores; no crops, which cost accuracy in so few epochs: --crop padded has them. The networks
     differ, everything else is equal.
     """
-    return Recipe(
+    return ClassificationRecipe(
         model=model,
         image_px=32,
         choices=choices,
@@ -27,7 +27,7 @@ def small_images(model: str, *choices: str) -> Recipe:
     )
 
 
-def small_images_long(model: str, *choices: str) -> Recipe:
+def small_images_long(model: str, *choices: str) -> ClassificationRecipe:
     """A small network in some hours on a CPU: 60 epochs with AdamW, and images moved and mirrored at random.
 
     Ours, untuned. The networks differ, everything else is equal.

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass, replace
 
+from parhelion.recipes.classification_recipe import ClassificationRecipe
 from parhelion.recipes.entry import IMAGENET, Entry
 from parhelion.recipes.imagenet import HALONET, halonet_imagenet
-from parhelion.recipes.recipe import Recipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ COUNTS = {
 }
 
 
-def component_study(model: str, components: Components) -> Recipe:
+def component_study(model: str, components: Components) -> ClassificationRecipe:
     """HaloNet-50, or ResNet-50 trained in the same way, with some of four components.
 
     Given: 150 epochs, 256 pixels, learning rate 0.1, weight decay 4e-5 with RandAugment (magnitude 10), 8e-5 without.
@@ -65,7 +65,7 @@ def component_study(model: str, components: Components) -> Recipe:
     )
 
 
-def scaling_study(choices: tuple[str, ...]) -> Recipe:
+def scaling_study(choices: tuple[str, ...]) -> ClassificationRecipe:
     """HaloNet-50 with all four components, grown along one axis from 18 to about 30 million parameters.
 
     Without squeeze and excitation our counts are 27.5 to 31.9 million; it adds another 5 to 13 million.

@@ -1,11 +1,19 @@
 """Every recipe by name."""
 
 from parhelion.errors import UserError, nearest
-from parhelion.recipes import imagenet, small, studies, transfer
+from parhelion.recipes import coco, imagenet, small, studies, transfer
 from parhelion.recipes.entry import Entry
 from parhelion.recipes.recipe import Recipe
 
-ENTRIES = (*small.ENTRIES, transfer.OWN, *imagenet.ENTRIES, *studies.ENTRIES, *transfer.ENTRIES)
+ENTRIES = (
+    *small.ENTRIES,
+    transfer.OWN,
+    *imagenet.ENTRIES,
+    *studies.ENTRIES,
+    *transfer.ENTRIES,
+    *coco.ENTRIES,
+    coco.OWN,
+)
 RECIPES: dict[str, Entry] = {entry.name: entry for entry in ENTRIES}
 
 

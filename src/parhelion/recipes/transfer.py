@@ -2,12 +2,12 @@
 
 from dataclasses import replace
 
+from parhelion.recipes.classification_recipe import ClassificationRecipe
 from parhelion.recipes.entry import CIFAR, IMAGENET, IMAGENET_21K, Entry
 from parhelion.recipes.imagenet import GSA, HALONET, MEAN, STD, halonet_imagenet
-from parhelion.recipes.recipe import Recipe
 
 
-def imagenet_21k(model: str) -> Recipe:
+def imagenet_21k(model: str) -> ClassificationRecipe:
     """HaloNet-H4 with base width 128 on ImageNet-21k, to be fine-tuned.
 
     Given: 14.2 million images of 21,000 classes, 256 pixels, block 8 and halo 2, 90 epochs, batch 4096, Nesterov,
@@ -30,7 +30,7 @@ def imagenet_21k(model: str) -> Recipe:
 WINDOWS = {384: ("block=12", "halo=2"), 512: ("block=16", "halo=1")}
 
 
-def imagenet_after_21k(model: str, image_px: int) -> Recipe:
+def imagenet_after_21k(model: str, image_px: int) -> ClassificationRecipe:
     """HaloNet-H4 with base width 128 from ImageNet-21k to ImageNet, on larger images with a larger block.
 
     Given: 8 epochs, batch 512, learning rate 0.016, half an epoch of warm-up, cosine, label smoothing 0.1 and no other
@@ -51,7 +51,7 @@ def imagenet_after_21k(model: str, image_px: int) -> Recipe:
     )
 
 
-def cifar100(model: str) -> Recipe:
+def cifar100(model: str) -> ClassificationRecipe:
     """CIFAR-100 at 224 pixels from ImageNet weights: 10,000 updates, the learning rate divided by 10 every 3,000.
 
     All of it is recalled: batch 128, SGD with momentum 0.9, weight decay 1e-4, learning rate 5e-3.
@@ -59,7 +59,7 @@ def cifar100(model: str) -> Recipe:
     Label smoothing, warm-up and crops are not known; we take none, none, and the usual random crops and mirror images.
     Mean and deviation stay ImageNet's, since the weights were trained with them.
     """
-    return Recipe(
+    return ClassificationRecipe(
         model=model,
         image_px=224,
         # Enough for the updates, whether or not the loader keeps the last, smaller batch.
@@ -80,7 +80,7 @@ def cifar100(model: str) -> Recipe:
     )
 
 
-def finetune() -> Recipe:
+def finetune() -> ClassificationRecipe:
     """Your own images, from the weights of an earlier run (--init-from RUN, with --model as there).
 
     Late layers move fast and early ones slowly (layer_decay), the saved weights are an average over about a hundred
@@ -90,7 +90,7 @@ def finetune() -> Recipe:
     Mean and deviation are ImageNet's; give --mean and --std of the earlier run where they differ (0.5 and 0.25 after
     the small recipes). Ours, untuned.
     """
-    return Recipe(
+    return ClassificationRecipe(
         model="halonet_h1",
         image_px=256,
         epochs=30,

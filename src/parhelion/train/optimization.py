@@ -1,11 +1,12 @@
 """The optimiser, its learning-rate schedule and the running average of the weights, all timm's."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from timm.optim import create_optimizer_v2
-from timm.scheduler import CosineLRScheduler, StepLRScheduler
+from timm.scheduler import CosineLRScheduler, MultiStepLRScheduler, StepLRScheduler
 from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
 from torch import nn
@@ -74,6 +75,20 @@ def step_schedule(
     The steps are counted from the first update on. Call `step_update(n)` after the n-th update (from 1).
     """
     return StepLRScheduler(optimizer, decay_t=step_updates, decay_rate=0.1, **_warmup(lr, warmup_updates))
+
+
+def drop_schedule(
+    optimizer: torch.optim.Optimizer, *, lr: float, drop_updates: Sequence[int], warmup_updates: int
+) -> MultiStepLRScheduler:
+    """A linear rise to `lr` over `warmup_updates`, then a tenth of the rate after each of `drop_updates`.
+
+    Those are counted from the first update on. Call `step_update(n)` after the n-th update (from 1).
+    """
+    # In timm a milestone acts one step before the one that it names.
+    milestones = [update + 1 for update in drop_updates]
+    return MultiStepLRScheduler(
+        optimizer, decay_t=milestones, decay_rate=0.1, warmup_prefix=False, **_warmup(lr, warmup_updates)
+    )
 
 
 def _warmup(lr: float, updates: int) -> dict[str, float]:

@@ -1,0 +1,137 @@
+"""A backbone under a feature pyramid: which of its maps are used, and what of it is frozen."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, cast
+
+import timm
+import torch
+from timm.layers import freeze_batch_norm_2d
+from timm.models._features import FeatureGetterNet
+from torch import nn
+from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
+
+from parhelion.errors import UserError, nearest
+from parhelion.models.catalog import create_model
+from parhelion.models.resnet import ResNet
+from parhelion.shapes import Float, Tensor
+
+TIMM = "timm:"
+FIRST_REDUCTION, LAST_REDUCTION = 4, 32
+Norm = Literal["batch", "frozen"]
+
+
+class Pyramid(nn.Module):
+    """A backbone and a feature pyramid network (arXiv 1612.03144) on its maps: images to maps of equal width.
+
+    The keys are those of torchvision's detectors: "0" for the finest map, and "pool", half as fine as the coarsest.
+    Maps are at least float32 whatever autocast makes of the backbone, so that box arithmetic on them is exact.
+    """
+
+    def __init__(self, body: nn.Module, *, channels: int = 256) -> None:
+        """body: A backbone that returns a list of maps, made with `features_only=True`; channels: of every map."""
+        super().__init__()
+        self.body, self.out_channels = body, channels
+        info: Any = body.feature_info
+        self.reductions: tuple[int, ...] = tuple(info.reduction())
+        _check_reductions(self.reductions)
+        self.fpn = FeaturePyramidNetwork(info.channels(), channels, extra_blocks=LastLevelMaxPool())
+
+    def forward(self, images: Float[Tensor, "b c h w"]) -> dict[str, Tensor]:
+        """Images, each side a multiple of the last reduction, to their maps."""
+        # As convolutions are fastest on, and attention reads maps without a copy.
+        maps = self.body(images.contiguous(memory_format=torch.channels_last))
+        pyramid = self.fpn({str(level): features for level, features in enumerate(maps)})
+        return {name: at_least_float32(features) for name, features in pyramid.items()}
+
+    @property
+    def parts(self) -> list[nn.Module]:
+        """What can be frozen, from the image on: what comes before the first stage, then each stage."""
+        if isinstance(self.body, FeatureGetterNet):
+            return self.body.model.parts if isinstance(self.body.model, ResNet) else []
+        ends = set(cast("Any", self.body).return_layers)
+        parts: list[list[nn.Module]] = [[]]
+        for name, module in self.body.named_children():
+            if name in ends and len(parts) == 1:
+                parts.append([])
+            parts[-1].append(module)
+            if name in ends:
+                parts.append([])
+        return [nn.ModuleList(part) for part in parts if part]
+
+    @property
+    def bottlenecks(self) -> list[nn.Module]:
+        """The residual blocks of a Parhelion backbone; of another one, its children."""
+        if isinstance(self.body, FeatureGetterNet) and isinstance(self.body.model, ResNet):
+            return list(self.body.model.bottlenecks)
+        return [module for module in self.body.children() if any(True for _ in module.parameters())]
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Let the backbone keep less for the backward pass. Raises UserError where it cannot."""
+        body: Any = self.body.model if isinstance(self.body, FeatureGetterNet) else self.body
+        if enable or hasattr(body, "set_grad_checkpointing"):
+            if not hasattr(body, "set_grad_checkpointing"):
+                raise UserError(f"recompute is set, but {type(body).__name__} cannot compute its blocks again")
+            body.set_grad_checkpointing(enable)
+
+
+def named_backbone(
+    name: str, *, in_chans: int, image_px: int, drop_path: float, choices: Mapping[str, Any]
+) -> nn.Module:
+    """The maps of a model by name: one of `parhelion.list_models()`, or `timm:NAME` for one of timm's.
+
+    Maps finer than 1/4 and coarser than 1/32 of the image are left out, and where two are of one size the later stays.
+    Raises UserError for a name, or a choice, that there is not, and for a model without such maps.
+    """
+    if name.startswith(TIMM):
+        return _timm_backbone(name.removeprefix(TIMM), in_chans=in_chans, drop_path=drop_path, choices=choices)
+    arguments = {"in_chans": in_chans, "image_size": image_px, "drop_path": drop_path, **choices}
+    whole = create_model(name, num_classes=0, **arguments)
+    indices = _indices(name, [info["reduction"] for info in cast("ResNet", whole).feature_info])
+    return create_model(name, features_only=True, out_indices=indices, **arguments)
+
+
+def _timm_backbone(name: str, *, in_chans: int, drop_path: float, choices: Mapping[str, Any]) -> nn.Module:
+    if not timm.is_model(name):
+        offer = nearest(name, timm.list_models()) or "; timm.list_models() lists them all"
+        raise UserError(f"timm has no model {name!r}{offer}")
+    arguments = {"features_only": True, "in_chans": in_chans, **choices}
+    if drop_path:
+        arguments["drop_path_rate"] = drop_path
+    try:
+        info: Any = timm.create_model(name, **arguments).feature_info
+        indices = _indices(f"{TIMM}{name}", info.reduction())
+        return timm.create_model(name, out_indices=indices, **arguments)
+    except (AttributeError, NotImplementedError, TypeError, RuntimeError) as error:
+        raise UserError(f"{TIMM}{name} cannot serve as a backbone: {' '.join(str(error).split())}") from error
+
+
+def _indices(name: str, reductions: Sequence[int]) -> list[int]:
+    """Which of a model's maps, by their reductions, a pyramid takes."""
+    latest = {reduction: index for index, reduction in enumerate(reductions)}
+    chosen = [index for reduction, index in latest.items() if FIRST_REDUCTION <= reduction <= LAST_REDUCTION]
+    if not chosen:
+        raise UserError(
+            f"{name} has maps of 1/{', 1/'.join(map(str, reductions))} of the image, but a pyramid needs one of "
+            f"1/{FIRST_REDUCTION} to 1/{LAST_REDUCTION}"
+        )
+    return chosen
+
+
+def _check_reductions(reductions: Sequence[int]) -> None:
+    expected = [reductions[0] * 2**level for level in range(len(reductions))] if reductions else []
+    if list(reductions) != expected or not expected:
+        raise UserError(
+            f"the backbone's maps are 1/{', 1/'.join(map(str, reductions)) or '?'} of the image, but those of a "
+            "pyramid halve from one to the next"
+        )
+
+
+def freeze_norms(model: nn.Module) -> None:
+    """Turn the batch norms of `model` in place into fixed scales and shifts, for batches too small for statistics."""
+    for name, child in model.named_children():
+        setattr(model, name, freeze_batch_norm_2d(child))
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """`tensor` in float32 where it is of half precision."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

@@ -1,0 +1,111 @@
+"""Detectors as `parhelion train` saves them: weights, class names and category ids in one file."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from parhelion.detection import faster_rcnn, mask_rcnn
+from parhelion.errors import UserError
+from parhelion.evaluate.saved import weights_file
+from parhelion.models.weights import why_not_fit
+from parhelion.train import checkpoint
+
+TASK = "detection"
+BUILDERS: dict[str, Callable[..., nn.Module]] = {"mask_rcnn": mask_rcnn, "faster_rcnn": faster_rcnn}
+FACTS = ("detector", "class_names", "category_ids")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Detector:
+    """A detector with all that is needed to use it on an image file."""
+
+    model: nn.Module
+    # What `built` was given.
+    arguments: dict[str, Any]
+    # Label k is class_names[k - 1], and category_ids[k - 1] in the annotations that it was trained on.
+    class_names: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    # Complete epochs of training behind the weights, and the scores after the last of them.
+    epoch: int = 0
+    metrics: Mapping[str, float]
+
+    @property
+    def name(self) -> str:
+        """What it is, in two words: kind and backbone."""
+        return f"{self.arguments['kind']} {self.arguments['backbone']}"
+
+    @property
+    def masks(self) -> bool:
+        """Whether it segments what it finds."""
+        return self.arguments["kind"] == "mask_rcnn"
+
+    @property
+    def in_chans(self) -> int:
+        """Channels of its images."""
+        return self.arguments["in_chans"]
+
+
+def built(arguments: Mapping[str, Any], *, drop_path: float = 0.0) -> nn.Module:
+    """The network of `mask_rcnn` or `faster_rcnn` (`kind`) with the other arguments, as JSON knows them."""
+    given = dict(arguments)
+    build = BUILDERS[given.pop("kind")]
+    # Rows of the catalogue hold tuples, which JSON does not know.
+    choices = {name: tuple(v) if isinstance(v, list) else v for name, v in given.pop("choices").items()}
+    return build(
+        given.pop("backbone"),
+        given.pop("num_classes"),
+        widths=tuple(given.pop("widths")),
+        choices=choices,
+        drop_path=drop_path,
+        **given,
+    )
+
+
+def save_detector(path: Path, detector: Detector) -> None:
+    """Write `detector` to `path` in one step."""
+    facts = {
+        "task": TASK,
+        "detector": detector.arguments,
+        "class_names": list(detector.class_names),
+        "category_ids": list(detector.category_ids),
+        "epoch": detector.epoch,
+        "metrics": dict(detector.metrics),
+    }
+    checkpoint.save(path, detector.model.state_dict(), facts)
+
+
+def holds_detector(path: Path) -> bool:
+    """Whether the run folder or file `path` is that of a detector. Raises UserError where it is damaged or no run."""
+    return checkpoint.facts(weights_file(path)).get("task") == TASK
+
+
+def load_detector(path: Path) -> Detector:
+    """The detector in a run folder or a .safetensors file, in evaluation mode on the CPU.
+
+    Raises UserError where there is none, the file is damaged or a pickle, or its weights are not what it says.
+    """
+    file = weights_file(path)
+    weights, facts = checkpoint.load(file)
+    missing = [key for key in FACTS if key not in facts]
+    if missing:
+        raise UserError(f"{file} is no detector: its header lacks {', '.join(missing)}")
+    try:
+        model = built(facts["detector"])
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"the header of {file} describes no detector that can be built ({error})") from error
+    if misfit := why_not_fit(model, weights):
+        raise UserError(
+            f"{file} says that it is a {facts['detector']['kind']}, but does not hold its tensors: {misfit}"
+        )
+    model.load_state_dict(weights)
+    return Detector(
+        model=model.eval(),
+        arguments=facts["detector"],
+        class_names=tuple(facts["class_names"]),
+        category_ids=tuple(facts["category_ids"]),
+        epoch=facts.get("epoch", 0),
+        metrics=facts.get("metrics", {}),
+    )

@@ -1,0 +1,215 @@
+"""Detection: a recipe's images, its network, how it is scored, and the pictures of that."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast, gather_object
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from parhelion.data.coco import CocoImages, DetectionSource, open_coco
+from parhelion.data.detection_loaders import make_detection_loader
+from parhelion.data.detection_transforms import detection_eval_transform, detection_train_transform
+from parhelion.data.samples import Share
+from parhelion.errors import UserError
+from parhelion.evaluate import detect
+from parhelion.evaluate.detection_pictures import detection_curves
+from parhelion.evaluate.initial_detector import initialise_detector
+from parhelion.evaluate.saved_detector import Detector, built, save_detector
+from parhelion.models.adapt import Adaptation
+from parhelion.recipes import running
+from parhelion.recipes.detection_album import CURVES, SHEET, draw_sheet
+from parhelion.recipes.detection_recipe import DetectionRecipe
+from parhelion.recipes.ingredients import check_same_images, place, until_stopped
+from parhelion.train import loop
+from parhelion.train.stopping import StopRequest
+
+
+def train(  # noqa: PLR0913  every argument is the user's choice
+    recipe: DetectionRecipe,
+    *,
+    data: str,
+    out: str | Path,
+    data_dir: Path | None = None,
+    download: bool = False,
+    init_from: str | None = None,
+    resume: bool = False,
+    track: Sequence[str] = (),
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Train `recipe` on the images of `data`, `coco:DIR`, and leave weights, metrics and pictures in the folder `out`.
+
+    init_from: Weights to start from: what `classification.train` takes, for the backbone; or a run of detection.
+
+    The other arguments, what is promised and what is raised are as in `classification.train`. Returns model, source,
+    params, train_images, val_images, epochs, seconds, COCO's numbers after the last epoch (box_ap, ..., mask_ap, ...),
+    and out. As proposals are sampled at random in each process, losses depend on the number of processes.
+    """
+    if data_dir is not None or download:
+        raise UserError("data_dir and download are for named sources of classification; detection reads coco:DIR")
+    request = running.Request(data=data, out=Path(out), init_from=init_from, resume=resume, track=track, quiet=quiet)
+    return running.run(recipe, request, lambda: Detection(recipe, request))
+
+
+def rcnn_losses(model: nn.Module, batch: loop.Batch) -> dict[str, Tensor]:
+    """The losses of torchvision's R-CNNs: of proposals, boxes, classes and, for Mask R-CNN, masks."""
+    losses: dict[str, Tensor] = model(batch["image"], batch["target"])
+    return losses
+
+
+class Detection(running.Task):
+    """One detection run."""
+
+    last_picture = SHEET
+
+    def __init__(self, recipe: DetectionRecipe, request: running.Request) -> None:
+        self.recipe = recipe
+        self.best_by = "mask_ap" if recipe.masks else "box_ap"
+        self.source: DetectionSource = open_coco(
+            request.data,
+            in_chans=recipe.in_chans,
+            splits=("train", "val"),
+            masks=recipe.masks,
+            on_bad_annotation=recipe.on_bad_annotation,
+        )
+        assert self.source.train is not None
+        assert self.source.val is not None
+        self.train_images: CocoImages = self.source.train
+        self.val_images: CocoImages = self.source.val
+        if self.val_images.crowd.all():
+            raise UserError(f"{self.val_images.file} has no annotated object to score what is found against")
+        self.title = f"{recipe.model} on {self.source.name}"
+        self._detector: Detector | None = None
+        self._val_loader: DataLoader[Any] | None = None
+
+    @property
+    def detector(self) -> Detector:
+        """The network with all that is needed to use it."""
+        if self._detector is None:
+            recipe, arguments = self.recipe, self.recipe.detector(len(self.source.class_names))
+            try:
+                model = built(arguments, drop_path=recipe.drop_path)
+            except UserError:
+                raise
+            # What a wrong choice raises depends on where in the network it is used.
+            except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+                if not recipe.choices:
+                    raise
+                given, reason = " ".join(recipe.choices), " ".join(str(error).split())
+                raise UserError(f"{recipe.model} cannot be built with the choices {given}: {reason}") from error
+            self._detector = Detector(
+                # Convolutions are faster on channels-last maps, and attention reads them as they are.
+                model=model.to(memory_format=torch.channels_last),
+                arguments=arguments,
+                class_names=self.source.class_names,
+                category_ids=self.source.category_ids,
+                metrics={},
+            )
+        return self._detector
+
+    def check_images(self, begun: Mapping[str, Any], accelerator: Accelerator, note: Callable[[str], None]) -> None:
+        check_same_images(begun, self.images(accelerator), self.source.name, note)
+        for images in (self.train_images, self.val_images):
+            for kind, ids in images.dropped.items():
+                note(f"left out of {images.file}: {len(ids)} {kind}")
+            if images.clipped:
+                note(f"clipped in {images.file}: {len(images.clipped)} annotations that reach out of their image")
+
+    def images(self, accelerator: Accelerator) -> Mapping[str, Any]:
+        return {
+            "train_images": len(self.train_images),
+            "class_names": list(self.source.class_names),
+            "category_ids": list(self.source.category_ids),
+            "readers": None,
+        }
+
+    def build(self) -> nn.Module:
+        return self.detector.model
+
+    def initialise(self, spec: str) -> Adaptation:
+        return initialise_detector(self.detector.model, spec, class_names=self.source.class_names)
+
+    def train_loader(self, accelerator: Accelerator) -> DataLoader[Any]:
+        recipe = self.recipe
+        return make_detection_loader(
+            self.train_images,
+            detection_train_transform(recipe.augmentation(), masks=recipe.masks),
+            batch=recipe.batch,
+            train=True,
+            workers=recipe.workers,
+            seed=recipe.seed,
+            on_bad_image=recipe.on_bad_image,
+            share=Share(parts=recipe.accumulate, **place(accelerator)),
+        )
+
+    def losses(self) -> loop.Losses:
+        return rcnn_losses
+
+    def use(self, model: nn.Module) -> None:
+        self._detector = replace(self.detector, model=model)
+
+    def evaluate(self, epoch: int, accelerator: Accelerator, stop: StopRequest) -> running.Scores:
+        model = self.detector.model
+        if self._val_loader is None:
+            self._val_loader = self._new_val_loader(accelerator)
+        if accelerator.num_processes > 1:
+            # Without synchronised statistics each process has its own averages; those of the first are saved.
+            for buffer in model.buffers():
+                buffer.copy_(broadcast(buffer))
+        found = detect.results(model, until_stopped(self._val_loader, stop), self.source.category_ids)
+        if accelerator.num_processes > 1:
+            parts = gather_object([found])
+            found = sum_of(parts)
+        metrics = found.scores(self.val_images, masks=self.recipe.masks).metrics()
+        self._detector = replace(self.detector, epoch=epoch, metrics=metrics)
+        return running.Scores(values=metrics, skipped=tuple(found.skipped))
+
+    def save(self, path: Path) -> None:
+        save_detector(path, self.detector)
+
+    def line(self, row: Mapping[str, Any]) -> str:
+        kinds = ("box", "mask") if self.recipe.masks else ("box",)
+        return "  ".join(
+            f"{kind} AP {100 * row[f'{kind}_ap']:.2f}%  AP50 {100 * row[f'{kind}_ap50']:.2f}%" for kind in kinds
+        )
+
+    def draw(self, out: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+        detection_curves(rows, out / CURVES, self.title)
+        draw_sheet(self.detector, self.val_images, out / SHEET, self.title)
+
+    def result(self) -> dict[str, Any]:
+        return {
+            "model": self.recipe.model,
+            "source": self.source.name,
+            "params": sum(parameter.numel() for parameter in self.detector.model.parameters()),
+            "train_images": len(self.train_images),
+            "val_images": len(self.val_images),
+            "epochs": self.detector.epoch,
+            **self.detector.metrics,
+        }
+
+    def _new_val_loader(self, accelerator: Accelerator) -> DataLoader[Any]:
+        recipe = self.recipe
+        return make_detection_loader(
+            self.val_images,
+            detection_eval_transform(),
+            # As many at once as one process trains on at once.
+            batch=max(1, recipe.batch // (recipe.accumulate * accelerator.num_processes)),
+            train=False,
+            workers=recipe.workers,
+            on_bad_image=recipe.on_bad_image,
+            share=Share(**place(accelerator)),
+        )
+
+
+def sum_of(parts: Sequence[detect.Results]) -> detect.Results:
+    """What several processes found together, in the order of the images' ids."""
+    together = detect.Results()
+    for part in parts:
+        together += part
+    together.entries.sort(key=lambda entry: entry["image_id"])
+    return together

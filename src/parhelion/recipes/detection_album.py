@@ -1,0 +1,34 @@
+"""The pictures that a detection run leaves in its folder."""
+
+from pathlib import Path
+
+import numpy as np
+
+from parhelion.data.coco import CocoImages
+from parhelion.data.detection_transforms import detection_eval_transform
+from parhelion.data.images import BadImage
+from parhelion.detection.found import truth
+from parhelion.evaluate.detect import found_in
+from parhelion.evaluate.detection_pictures import Pair, detection_sheet
+from parhelion.evaluate.saved_detector import Detector
+
+CURVES = "learning_curves.png"
+SHEET = "detections.png"
+# Images of a sheet.
+SHOWN = 8
+
+
+def draw_sheet(detector: Detector, images: CocoImages, path: Path, title: str) -> None:
+    """Draw to `path` what is annotated in some of `images`, evenly among them, and what `detector` finds there."""
+    pairs: list[Pair] = []
+    for number in np.linspace(0, len(images) - 1, min(SHOWN, len(images))).astype(int).tolist():
+        image, instances, _ = images[number]
+        if isinstance(image, BadImage):
+            continue
+        target = instances.target(masks=detector.masks)
+        tensor, seen = detection_eval_transform()(image, instances)
+        ((found,),) = found_in(detector.model, [{"image": [tensor], "target": [seen]}])
+        true = truth(instances.image_id, instances.size, target["boxes"], target["labels"], target.get("masks"))
+        pairs.append(Pair(image=image, truth=true, found=found))
+    if pairs:
+        detection_sheet(pairs, detector.class_names, path, title)
