@@ -46,6 +46,13 @@ def parsed(
         raise UserError(sentence(box.getvalue(), prog)) from None
 
 
+def refuse_options(chosen: object, whose: str, **unset: Any) -> None:
+    """Raise UserError where `chosen` sets an option that is for `whose` checkpoints only; `unset`: name and default."""
+    for name, default in unset.items():
+        if getattr(chosen, name) != default:
+            raise UserError(f"--{name.replace('_', '-')} is for {whose}, which this checkpoint is not")
+
+
 def sentence(box: str, prog: str) -> str:
     """What tyro says in a box over many lines, drawn in Unicode or ASCII, as one sentence."""
     # A title, then paragraphs between rules, of which the first is the message and the others are hints.

@@ -7,30 +7,37 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from parhelion.cli.arguments import parsed
+from parhelion.cli.arguments import parsed, refuse_options
+from parhelion.errors import UserError
+
+CLASSIFIER_BATCH, DETECTOR_BATCH = 128, 8
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
-    """Score a trained model on the validation images of a source."""
+    """Score a trained classifier or detector on the validation images of a source."""
 
     checkpoint: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR_OR_CHECKPOINT")]
     """Run folder or .safetensors file that parhelion train wrote."""
     data: str
-    """Images: a folder with val/ of class folders, `bundled`, `fashion-mnist`, or a dataset as timm names it
-    (torch/..., hfds/..., wds/..., tfds/...); its classes must be the checkpoint's."""
+    """Images. Of a classifier: a folder with val/ of class folders, `bundled`, `fashion-mnist`, or a dataset as timm
+    names it (torch/..., hfds/..., wds/..., tfds/...). Of a detector: coco:DIR. The classes must be the checkpoint's."""
     data_dir: Path | None = None
     """Where fashion-mnist or a torch/, hfds/, wds/ or tfds/ dataset lies on disk."""
     download: bool = False
     """Allow the dataset to be downloaded."""
-    batch: int = 128
-    """Images at a time."""
+    batch: int = 0
+    """Images at a time; 0: 128 for a classifier, 8 for a detector."""
     image_px: int = 0
-    """Height and width of the images, in pixels; 0: as the checkpoint was evaluated in training."""
+    """Height and width of the images, of a detector their longer side, in pixels; 0: as in training."""
     workers: int = 0
     """Processes that read images; 0 reads them in this process."""
     on_bad_image: Literal["refuse", "skip"] = "refuse"
     """What to do with an unreadable image: refuse: stop and name it; skip: leave it out and count it."""
+    on_bad_annotation: Literal["refuse", "drop"] = "refuse"
+    """What a detector does with annotations that cannot be: refuse: stop and list them; drop: leave them out."""
+    results: Path | None = None
+    """A detector's findings go to this file, as COCO's results."""
     json: bool = False
     """Print the scores as JSON."""
 
@@ -38,7 +45,21 @@ class Arguments:
 def run(arguments: list[str]) -> None:
     """Evaluate as `arguments` say."""
     chosen = parsed(Arguments, arguments, prog="parhelion evaluate")
-    # Bring torch, which a help text need not wait for.
+    for name in ("batch", "image_px"):
+        if getattr(chosen, name) < 0:
+            raise UserError(f"{name} is {getattr(chosen, name)}; it must be at least 1, or 0 for the usual")
+    # Brings torch, which a help text need not wait for.
+    from parhelion.evaluate.saved_detector import holds_detector
+
+    if holds_detector(chosen.checkpoint):
+        refuse_options(chosen, "a classifier", data_dir=None, download=False)
+        _detector(chosen)
+    else:
+        refuse_options(chosen, "a detector", results=None, on_bad_annotation="refuse")
+        _classifier(chosen)
+
+
+def _classifier(chosen: Arguments) -> None:
     from parhelion.data.sources import open_source
     from parhelion.evaluate.saved import load_classifier, on_fastest_device
     from parhelion.evaluate.validate import validate
@@ -56,7 +77,7 @@ def run(arguments: list[str]) -> None:
     outcome = validate(
         classifier,
         source,
-        batch=chosen.batch,
+        batch=chosen.batch or CLASSIFIER_BATCH,
         workers=chosen.workers,
         on_bad_image=chosen.on_bad_image,
         quiet=chosen.json,
@@ -65,14 +86,55 @@ def run(arguments: list[str]) -> None:
     if chosen.json:
         print(json.dumps({"model": classifier.name, "data": chosen.data, **scores}, indent=2))
     else:
-        _show(f"{classifier.name} on {source.name}", scores, outcome.skipped)
+        _show_skipped(f"{classifier.name} on {source.name}", scores["images"], outcome.skipped)
+        print(f"loss   {scores['loss']:.4f}")
+        print(f"top-1  {100 * scores['top1']:.2f}%")
+        print(f"top-5  {100 * scores['top5']:.2f}%")
 
 
-def _show(title: str, scores: dict[str, Any], skipped: tuple[str, ...]) -> None:
+def _detector(chosen: Arguments) -> None:
+    from parhelion.data.coco import open_coco
+    from parhelion.evaluate.detect import detect
+    from parhelion.evaluate.saved import on_fastest_device
+    from parhelion.evaluate.saved_detector import load_detector, with_image_px
+    from parhelion.train.atomic import write_json
+
+    detector = on_fastest_device(load_detector(chosen.checkpoint))
+    source = open_coco(
+        chosen.data,
+        in_chans=detector.in_chans,
+        splits=("val",),
+        masks=detector.masks,
+        on_bad_annotation=chosen.on_bad_annotation,
+    )
+    assert source.val is not None
+    if chosen.image_px:
+        detector = with_image_px(detector, chosen.image_px)
+    results = detect(
+        detector,
+        source.val,
+        source=source.name,
+        batch=chosen.batch or DETECTOR_BATCH,
+        workers=chosen.workers,
+        on_bad_image=chosen.on_bad_image,
+        quiet=chosen.json,
+    )
+    if chosen.results is not None:
+        write_json(chosen.results, results.entries)
+    scores = results.scores(source.val, masks=detector.masks)
+    dropped = {kind: list(ids) for kind, ids in source.val.dropped.items()}
+    if chosen.json:
+        facts: dict[str, Any] = {"model": detector.name, "data": chosen.data, "images": len(results.image_ids)}
+        left_out = {"skipped": len(results.skipped), "dropped": dropped}
+        print(json.dumps({**facts, **left_out, **scores.as_dict()}, indent=2, ensure_ascii=False))
+    else:
+        for kind, ids in dropped.items():
+            print(f"left out: {len(ids)} {kind}")
+        _show_skipped(f"{detector.name} on {source.name}", len(results.image_ids), results.skipped)
+        print(scores.text())
+
+
+def _show_skipped(title: str, images: Any, skipped: Any) -> None:
     for sentence in skipped:
         print(f"skipped: {sentence}")
-    counts = f"{scores['images']} images" + (f", {len(skipped)} skipped" if skipped else "")
-    print(f"{title}: {counts}")
-    print(f"loss   {scores['loss']:.4f}")
-    print(f"top-1  {100 * scores['top1']:.2f}%")
-    print(f"top-5  {100 * scores['top5']:.2f}%")
+    print(f"{title}: {images} images" + (f", {len(skipped)} skipped" if skipped else ""))

@@ -6,7 +6,7 @@ Computed by faster-coco-eval; the numbers are those of pycocotools.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from parhelion.errors import UserError
@@ -51,6 +51,10 @@ class CocoScores:
             for name, value in numbers.items()
             if value is not None
         }
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything by name, ready for JSON; null where there is no instance to score."""
+        return asdict(self)
 
     def text(self) -> str:
         """A table in percent: the twelve numbers, then AP of each class."""

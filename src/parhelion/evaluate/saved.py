@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import nn
@@ -14,6 +14,16 @@ from parhelion.models.catalog import create_model
 from parhelion.models.weights import why_not_fit
 from parhelion.train import checkpoint
 from parhelion.train.record import RECIPE, WEIGHTS
+
+
+class WithModel(Protocol):
+    """Whatever is saved has a model."""
+
+    @property
+    def model(self) -> nn.Module: ...
+
+
+Saved = TypeVar("Saved", bound=WithModel)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,11 +85,11 @@ def load_classifier(path: Path) -> Classifier:
     )
 
 
-def on_fastest_device(classifier: Classifier) -> Classifier:
-    """`classifier` with its model moved to the first GPU, if there is one."""
+def on_fastest_device(saved: Saved) -> Saved:
+    """`saved` with its model moved to the first GPU, if there is one."""
     if torch.cuda.is_available():
-        classifier.model.to("cuda")
-    return classifier
+        saved.model.to("cuda")
+    return saved
 
 
 def weights_file(path: Path) -> Path:

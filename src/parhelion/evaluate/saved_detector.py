@@ -1,7 +1,7 @@
 """Detectors as `parhelion train` saves them: weights, class names and category ids in one file."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,13 @@ def built(arguments: Mapping[str, Any], *, drop_path: float = 0.0) -> nn.Module:
         drop_path=drop_path,
         **given,
     )
+
+
+def with_image_px(detector: Detector, image_px: int) -> Detector:
+    """`detector`, its network in place, for images whose longer side is scaled to `image_px` pixels."""
+    scaling: Any = detector.model.transform
+    scaling.min_size, scaling.max_size = (image_px,), image_px
+    return replace(detector, arguments={**detector.arguments, "image_px": image_px})
 
 
 def save_detector(path: Path, detector: Detector) -> None:

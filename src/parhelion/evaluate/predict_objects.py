@@ -1,0 +1,56 @@
+"""What a detector finds in image files."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+from torchvision.transforms.v2.functional import pil_to_tensor, to_dtype
+
+from parhelion.data.images import BadImage, open_image
+from parhelion.data.loaders import OnBadImage, refuses
+from parhelion.detection.found import Found
+from parhelion.errors import UserError
+from parhelion.evaluate.detect import found_in
+from parhelion.evaluate.predict import check_images
+from parhelion.evaluate.saved_detector import Detector
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objects:
+    """The objects in one image file, best first."""
+
+    path: Path
+    image: Image.Image
+    found: Found
+
+
+def objects(
+    detector: Detector,
+    paths: Sequence[Path],
+    *,
+    min_score: float = 0.5,
+    top: int = 100,
+    on_bad_image: OnBadImage = "refuse",
+) -> Iterator[Objects | BadImage]:
+    """What is found in each of `paths`, in order, one at a time: at most `top` objects of at least `min_score`.
+
+    The images are numbered from 1 (`Found.image_id`). An unreadable one raises BadImage, or with "skip" comes out as
+    the BadImage in its place. Raises UserError.
+    """
+    if not 0 <= min_score <= 1 or top < 1:
+        raise UserError(f"min_score is {min_score} and top is {top}; they must be from 0 to 1 and at least 1")
+    refuse = refuses(on_bad_image)
+    check_images(paths)
+    for number, path in enumerate(paths, start=1):
+        try:
+            image = open_image(path, detector.in_chans)
+        except BadImage as bad:
+            if refuse:
+                raise
+            yield bad.with_traceback(None)
+            continue
+        tensor = to_dtype(pil_to_tensor(image), scale=True)
+        seen = {"image_id": number, "size": (image.height, image.width)}
+        ((found,),) = found_in(detector.model, [{"image": [tensor], "target": [seen]}])
+        yield Objects(path=path, image=image, found=found.above(min_score).best(top))
