@@ -1,14 +1,17 @@
-# Two commands for a fresh clone: `make demo` and `make test`. Each sets up what it needs.
+# Commands for a fresh clone: `make demo`, `make demo-detection` and `make test`. Each sets up what it needs.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # The rooms whose annotations are shapes; the tests check them at run time.
 SHAPED := parhelion.ops,parhelion.layers,parhelion.models
 
-.PHONY: demo test check format clean
+.PHONY: demo demo-detection test check format clean
 
 demo: $(VENV)/installed
 	$(BIN)/python scripts/demo.py --out demo
+
+demo-detection: $(VENV)/installed-detection
+	$(BIN)/python scripts/demo_detection.py --out demo-detection
 
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -q -m "not compile" --jaxtyping-packages=$(SHAPED),beartype.beartype
@@ -25,7 +28,7 @@ format: $(VENV)/installed-dev
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) demo build dist src/*.egg-info
+	rm -rf $(VENV) demo demo-detection build dist src/*.egg-info
 
 $(BIN)/python:
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10) and 'parhelion needs Python 3.10 or newer, not ' + sys.version.split()[0])"
@@ -35,6 +38,10 @@ $(VENV)/installed: $(BIN)/python pyproject.toml
 	$(BIN)/python -m pip install --disable-pip-version-check -q -e .
 	touch $@
 
+$(VENV)/installed-detection: $(BIN)/python pyproject.toml
+	$(BIN)/python -m pip install --disable-pip-version-check -q -e ".[detection]"
+	touch $@ $(VENV)/installed
+
 $(VENV)/installed-dev: $(BIN)/python pyproject.toml
 	$(BIN)/python -m pip install --disable-pip-version-check -q -e ".[dev]"
-	touch $@ $(VENV)/installed
+	touch $@ $(VENV)/installed $(VENV)/installed-detection

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from statistics import linear_regression
 from typing import Any
@@ -212,7 +212,25 @@ def overhead(name: str, length: Length, folder: Path, say: Callable[[str], None]
 
 
 def watched_run(workers: int, length: Length, folder: Path) -> dict[str, Any]:
-    """A whole run with its evaluations and checkpoints, and the memory that it holds, in MiB, every some updates."""
+    """A whole run with its evaluations and checkpoints, and the memory that it holds."""
+    wanted = replace(
+        recipe(WATCHED),
+        image_px=IMAGE_PX,
+        batch=WATCHED_BATCH,
+        updates=length.watched,
+        workers=workers,
+        checkpoint_updates=length.checkpoint_every,
+    )
+    seen = watched(lambda: train(wanted, data="bundled", out=folder, quiet=True), length)
+    return {"model": WATCHED, "batch": WATCHED_BATCH, "workers": workers} | seen
+
+
+def watched(run: Callable[[], Any], length: Length) -> dict[str, Any]:
+    """The memory that `run` and the processes that read for it hold every some updates, in MiB, and its growth.
+
+    Raises:
+        RuntimeError: `run` made another number of updates than `length` says.
+    """
     process, samples, done = psutil.Process(), list[tuple[int, float, float]](), 0
 
     def look(optimizer: torch.optim.Optimizer, _arguments: Any, _options: Any) -> None:
@@ -223,21 +241,24 @@ def watched_run(workers: int, length: Length, folder: Path) -> dict[str, Any]:
             samples.append((done, process.memory_info().rss / MIB, readers / MIB))
 
     handle = register_optimizer_step_post_hook(look)
-    wanted = replace(
-        recipe(WATCHED),
-        image_px=IMAGE_PX,
-        batch=WATCHED_BATCH,
-        updates=length.watched,
-        workers=workers,
-        checkpoint_updates=length.checkpoint_every,
-    )
-    train(wanted, data="bundled", out=folder, quiet=True)
-    handle.remove()
+    try:
+        run()
+    finally:
+        handle.remove()
     if done != length.watched:
         raise RuntimeError(f"{done} updates were seen, but the run has {length.watched}")
-    return {"model": WATCHED, "batch": WATCHED_BATCH, "workers": workers, "samples_mib": samples} | growth(
-        samples, length
-    )
+    return {"samples_mib": samples, **growth(samples, length)}
+
+
+def in_fresh_process(function: Callable[..., Any], *arguments: Any) -> Any:
+    """What `function` returns in a process where nothing else has lived; that ends with this one's Ctrl-C."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as fresh:
+        try:
+            return fresh.submit(function, *arguments).result()
+        except KeyboardInterrupt:
+            for child in active_children():
+                child.terminate()
+            raise
 
 
 def growth(samples: Sequence[tuple[int, float, float]], length: Length) -> dict[str, float]:
@@ -263,12 +284,18 @@ def lines(report: Mapping[str, Any]) -> list[str]:
         saved = case["checkpoint_seconds"]["median"]
         share = saved / case["checkpoint_updates"] / case["ways"][0]["update_seconds"]["median"]
         text.append(f"  a checkpoint takes {1e3 * saved:.0f} ms; every {case['checkpoint_updates']}: {share:.2%} more")
-    for run in report["memory"]:
+    return [*text, *memory_lines(report["memory"]), "", footnote(report)]
+
+
+def memory_lines(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What `watched` saw of some runs as aligned text."""
+    text = []
+    for run in runs:
         text += ["", f"{run['model']}, batch {run['batch']}, {run['workers']} workers: MiB"]
         for who in ("process", "readers"):
             first, last, slope = (run[f"{who}_{key}"] for key in ("first_mib", "last_mib", "mib_per_1000_updates"))
             text.append(f"  {who:<10}{first:>10.1f} to {last:.1f}; {slope:+.2f} per 1,000 updates")
-    return [*text, "", footnote(report)]
+    return text
 
 
 def _spread(seconds: Mapping[str, float] | None, scale: float) -> str:
@@ -289,9 +316,7 @@ def main() -> None:
         memory = []
         for workers in WATCHED_WORKERS:
             say(f"{WATCHED}: {length.watched} updates, {workers} workers")
-            # Nothing else should have lived in that process.
-            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as fresh:
-                memory.append(fresh.submit(watched_run, workers, length, Path(work) / f"workers{workers}").result())
+            memory.append(in_fresh_process(watched_run, workers, length, Path(work) / f"workers{workers}"))
     report = speed_report([], "The training loop", packages=PACKAGES)
     del report["cases"]
     report |= {"overhead": cases, "memory": memory}

@@ -34,14 +34,14 @@ SMALLEST_SIDE_PX = 64
 # Every 25th scene is empty: a detector must also learn to find nothing.
 EMPTY_EVERY = 25
 # How often a scene is to have 1, 2, ... 6 garments; where no place is found there are fewer.
-COUNT_SHARES = (0.17, 0.22, 0.22, 0.17, 0.12, 0.10)
+COUNT_SHARES = (0.15, 0.25, 0.25, 0.2, 0.1, 0.05)
 TRIES = 12
-SCALES = (1.2, 3.0)
-TURN_DEGREES = 35.0
+SCALES = (1.6, 3.0)
+TURN_DEGREES = 15.0
 # Of each garment at least this share of its pixels stays in sight, within the image and under the later ones.
-SEEN_SHARE = 0.4
+SEEN_SHARE = 0.7
 # How far a garment may reach beyond the image, as a share of its height or width.
-BEYOND_SHARE = 0.12
+BEYOND_SHARE = 0.05
 SILHOUETTE_GREY = 14
 # The ground shows through these where their holes are wide; a hole in any other garment is a white print.
 OPEN_CLASSES = (CLASS_NAMES.index("Sandal"), CLASS_NAMES.index("Bag"))
@@ -279,9 +279,9 @@ def warp(values: np.ndarray, turn: np.ndarray, centre: np.ndarray, size: Sequenc
 
 def dyed(rng: Random, grey: np.ndarray) -> np.ndarray:
     """Colours (h, w, 3) for greys (h, w): from a dark shade of one hue to a light one."""
-    hue, saturation = rng.random(), rng.uniform(0.1, 0.9)
-    light = hsv(hue, saturation * 0.85, rng.uniform(0.8, 1.0))
-    dark = hsv(hue + rng.uniform(-0.06, 0.06), saturation, rng.uniform(0.12, 0.3))
+    hue, saturation = rng.random(), rng.uniform(0.1, 0.6)
+    light = hsv(hue, saturation * 0.85, rng.uniform(0.85, 1.0))
+    dark = hsv(hue + rng.uniform(-0.06, 0.06), saturation, rng.uniform(0.3, 0.45))
     return dark + grey[..., None] * (light - dark)
 
 
@@ -295,7 +295,7 @@ def background(rng: Random, h: int, w: int) -> np.ndarray:
     ground = GROUNDS[rng.integers(len(GROUNDS))]
     pattern = ground.pattern(rng, h, w)[..., None].astype(np.float32)
     hue, saturation = rng.uniform(*ground.hues), rng.uniform(*ground.saturations)
-    value, contrast = rng.uniform(0.45, 0.95), rng.uniform(*ground.contrasts)
+    value, contrast = rng.uniform(0.15, 0.4), rng.uniform(*ground.contrasts)
     first = hsv(hue, saturation, value)
     second = hsv(hue + rng.normal(0, ground.hue_change), saturation * rng.uniform(0.6, 1.3), value * (1 - contrast))
     light = 0.92 + 0.16 * linear(rng, h, w)[..., None].astype(np.float32)

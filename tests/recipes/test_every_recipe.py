@@ -1,15 +1,19 @@
 """Two updates of every recipe, on small images and with one block a stage."""
 
+import json
 import math
 import shutil
 from dataclasses import replace
 
 import pytest
 from recipes.colour_folders import colour_folders
+from recipes.tiny_scenes import TINY, draw_nothing, tiny_scenes
 
-from parhelion.recipes import album
-from parhelion.recipes.classification import train
+from parhelion.recipes import album, classification, detection
 from parhelion.recipes.table import RECIPES, recipe
+
+CLASSIFIERS = [name for name in RECIPES if recipe(name).task == "classification"]
+DETECTORS = [name for name in RECIPES if recipe(name).task == "detection"]
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
@@ -17,6 +21,11 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     return colour_folders(tmp_path_factory.mktemp("colours"))
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    return tiny_scenes(tmp_path_factory.mktemp("scenes") / "data", train=4, val=2)
 
 
 def shortened(name):
@@ -34,19 +43,32 @@ def shortened(name):
         updates=2,
         warmup_epochs=0,
         step_updates=min(found.step_updates, 1),
+        drop_updates=(1,) if found.drop_updates else (),
         workers=0,
         checkpoint_updates=0,
         keep=1,
     )
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", CLASSIFIERS)
 def test_every_recipe_trains(name, data, tmp_path, monkeypatch):
     # They take longer than two updates, and are the same for every recipe.
     for picture in ("draw_scores", "draw_sheet"):
         monkeypatch.setattr(album, picture, lambda *_: None)
-    result = train(shortened(name), data=str(data), out=tmp_path / "run", quiet=True)
+    result = classification.train(shortened(name), data=str(data), out=tmp_path / "run", quiet=True)
     assert math.isfinite(result["loss"])
     assert result["val_images"] == 15
     # Large networks would fill the disk where pytest keeps the folders of the last runs.
+    shutil.rmtree(tmp_path / "run")
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_every_detector_trains(name, scenes, tmp_path, monkeypatch):
+    draw_nothing(monkeypatch)
+    result = detection.train(replace(shortened(name), **TINY), data=scenes, out=tmp_path / "run", quiet=True)
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "run" / "losses.jsonl").read_text().splitlines()]
+    assert len(losses) == 2
+    assert all(map(math.isfinite, losses))
+    assert 0 <= result["mask_ap"] <= 1
+    assert result["val_images"] == 2
     shutil.rmtree(tmp_path / "run")

@@ -1,5 +1,6 @@
 """A field of a recipe that changes nothing would be a promise broken: each is tried."""
 
+import json
 from dataclasses import fields, replace
 from unittest.mock import patch
 
@@ -29,7 +30,8 @@ CHANGES = {  # other numbers come out of a run with this
 }
 NEEDED = {"crop_scale": {"crop": "resized"}, "crop_ratio": {"crop": "resized"}}
 ELSEWHERE = {  # fields that change how a run goes, not what comes out; where they are tried
-    "schedule", "step_updates", "compile", "recompute", "workers", "checkpoint_updates", "keep", "sharding",  # below
+    "schedule", "step_updates", "drop_updates", "compile", "recompute", "workers",  # below
+    "checkpoint_updates", "keep", "sharding",  # below
     "sync_bn",  # test_processes.py
     "on_bad_image",  # test_classification.py
 }
@@ -90,6 +92,14 @@ def test_the_rate_falls_after_so_many_updates(trained):
     falling = trained(replace(BASE, schedule="step", step_updates=1))
     assert not are_equal(falling, trained(replace(BASE, schedule="step", step_updates=2)))
     assert not are_equal(falling, trained(BASE))
+
+
+def test_the_rate_falls_after_the_updates_that_are_named(trained):
+    base = replace(BASE, schedule="step", warmup_epochs=0.0)
+    falling = trained(replace(base, drop_updates=(1, 2)))
+    rates = [json.loads(line)["lr"] for line in (falling / "losses.jsonl").read_text().splitlines()]
+    assert rates[1:] == pytest.approx([rates[0] / 10, rates[0] / 100])
+    assert not are_equal(falling, trained(replace(base, drop_updates=(1,))))
 
 
 def test_frozen_parts_are_saved_as_they_began(trained):

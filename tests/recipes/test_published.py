@@ -6,6 +6,7 @@ from functools import cache
 import pytest
 import torch
 
+from parhelion.detection.pyramid import named_backbone
 from parhelion.models.catalog import IMAGENET_MEAN, IMAGENET_STD, create_model
 from parhelion.models.count import multiply_adds, parameters
 from parhelion.recipes.imagenet import MEAN, STD
@@ -43,6 +44,13 @@ DETECTION = {
     for backbone in (
         "resnet50_se", "resnet101_se", "halo_resnet50_se", "halo_resnet50_se_block32", "halo_resnet101_se")
 }
+DETECTORS = {  # arXiv 2103.12731, COCO: backbone, choices, box AP, mask AP
+    "mask_rcnn_resnet50_se_coco":               ("resnet50_se",       {},            44.5, 39.6),
+    "mask_rcnn_halo_resnet50_se_coco":          ("halo_resnet50_se",  {},            45.2, 40.3),
+    "mask_rcnn_halo_resnet50_se_block32_coco":  ("halo_resnet50_se",  {"block": 32}, 45.4, 40.5),
+    "mask_rcnn_resnet101_se_coco":              ("resnet101_se",      {},            45.9, 40.6),
+    "mask_rcnn_halo_resnet101_se_coco":         ("halo_resnet101_se", {},            46.8, 41.2),
+}
 GSA = {  # recalled, not printed
     f"{kind}resnet{layers}_imagenet": (224, 90, 2048, 0.8, 5, 0.0, 1e-4, 0, 0.1, "momentum")
     for kind in ("", "gsa_") for layers in ("38", "50", "101")
@@ -75,7 +83,7 @@ PRINTED = {  # results, in percent
     "halonet_h4_base128_patch_finetune_512": "85.4% top-1",
     "halonet_h4_base128_conv12_finetune_384": "85.5% top-1",
     "halonet_h4_base128_conv12_finetune_512": "85.8% top-1",
-}
+} | {name: f"{box} box AP, {mask} mask AP" for name, (_, _, box, mask) in DETECTORS.items()}
 RECALLED = {
     "gsa_resnet50_imagenet": "78.5% top-1",
     "gsa_resnet101_imagenet": "79.6% top-1",
@@ -93,6 +101,27 @@ def test_schedule_and_augmentation_are_the_papers(name, row):
     values = found.as_dict() | {"lr": found.lr_per_256 * found.batch / 256}
     assert {field: values[field] for field in FIELDS} == pytest.approx(dict(zip(FIELDS, row, strict=True)))
     assert (found.momentum, found.crop, found.flip, found.ema_decay) == (0.9, "resized", 0.5, 0.0)
+
+
+@pytest.mark.parametrize(("name", "row"), DETECTORS.items())
+def test_detection_on_coco_is_the_papers(name, row):
+    model, choices, *_ = row
+    entry, found = RECIPES[name], recipe(name)
+    assert (found.task, found.model, found.model_choices()) == ("detection", model, choices)
+    assert (found.masks, found.image_px, found.jitter) == (True, 1024, (0.8, 1.25))
+    assert (found.updates, found.batch, found.schedule, found.drop_updates) == (67_500, 64, "step", (60_000, 65_000))
+    # lr_per_256 is that of a batch of 256; printed is the rate of a batch of 64.
+    assert found.lr_per_256 * 64 / 256 == pytest.approx(0.1)
+    assert (found.optimizer, found.momentum, found.weight_decay) == ("momentum", 0.9, 4e-5)
+    per_epoch = 118_287 // 64
+    assert round(found.warmup_epochs * per_epoch) == 500
+    assert (found.epochs - 1) * per_epoch < found.updates <= found.epochs * per_epoch
+    assert (entry.images, entry.passes) == (118_287, pytest.approx(36.52, abs=0.01))
+    # The backbone was trained on ImageNet with the same choices.
+    assert entry.start == name.removeprefix("mask_rcnn_").replace("_coco", "_imagenet")
+    before = recipe(entry.start)
+    assert (before.model, before.model_choices()) == (found.model, found.model_choices())
+    assert (found.mean, found.std) == (before.mean, before.std)
 
 
 @pytest.mark.parametrize(("components", "row"), STUDY.items())
@@ -165,13 +194,17 @@ def test_every_entry_is_whole():
         assert entry.command in entry.text
         assert max(map(len, entry.text.splitlines()[4:])) <= 120
         assert entry.start in {"", "EARLIER", *RECIPES}
-        assert entry.images or entry.name == "finetune"
+        assert entry.images or entry.name in {"finetune", "mask_rcnn_finetune"}
 
 
 @cache
-def counted(model, image_px, choices):
+def counted(task, model, image_px, choices):
     with torch.device("meta"):
-        network = create_model(model, image_size=image_px, **dict(choices))
+        if task == "detection":
+            # Of a detector the backbone counts, whose last maps take the place of the classifier.
+            network = named_backbone(model, in_chans=3, image_px=image_px, drop_path=0.0, choices=dict(choices))
+        else:
+            network = create_model(model, image_size=image_px, **dict(choices))
     return multiply_adds(network, (image_px, image_px))
 
 
@@ -179,4 +212,4 @@ def counted(model, image_px, choices):
 def test_every_recipe_builds_the_network_that_its_cost_is_counted_on(name):
     found = recipe(name)
     choices = tuple(found.model_choices().items())
-    assert counted(found.model, found.image_px, choices) == RECIPES[name].multiply_adds
+    assert counted(found.task, found.model, found.image_px, choices) == RECIPES[name].multiply_adds

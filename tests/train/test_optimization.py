@@ -1,20 +1,26 @@
+from functools import partial
 from itertools import pairwise
 
 import pytest
 import torch
 from torch import nn
 
-from parhelion.train.optimization import build_optimizer, cosine_schedule
+from parhelion.train.optimization import build_optimizer, cosine_schedule, drop_schedule, step_schedule
 
 UPDATES, WARMUP, PEAK = 23, 5, 0.4
 
 
 def rates(**changes):
+    given = {"updates": UPDATES, "warmup_updates": WARMUP, "lr_end_ratio": 0.05} | changes
+    return rates_of(partial(cosine_schedule, updates=given["updates"]), **given)
+
+
+def rates_of(schedule_of, *, updates=UPDATES, **given):
+    """The rate of each update."""
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(2))], lr=PEAK)
-    given = {"lr": PEAK, "updates": UPDATES, "warmup_updates": WARMUP, "lr_end_ratio": 0.05} | changes
-    schedule = cosine_schedule(optimizer, **given)
+    schedule = schedule_of(optimizer, lr=PEAK, **given)
     found = []
-    for update in range(given["updates"]):
+    for update in range(updates):
         schedule.step_update(update)
         found.append(optimizer.param_groups[0]["lr"])
     return found
@@ -36,6 +42,26 @@ def test_without_warmup_the_first_update_has_the_peak_rate():
 
 def test_one_update_trains_at_the_peak():
     assert rates(updates=1, warmup_updates=0) == pytest.approx([PEAK])
+
+
+@pytest.mark.parametrize("warmup", [0, 1, WARMUP])
+def test_the_rate_falls_to_a_tenth_exactly_after_each_update_named(warmup):
+    first, second = 11, 19
+    found = rates_of(drop_schedule, drop_updates=(first, second), warmup_updates=warmup)
+    assert found[warmup:] == pytest.approx(
+        [PEAK] * (first - warmup) + [PEAK / 10] * (second - first) + [PEAK / 100] * (UPDATES - second)
+    )
+    assert found[:warmup] == pytest.approx([PEAK * (update + 1) / (warmup + 1) for update in range(warmup)])
+
+
+def test_an_update_named_within_the_warmup_lowers_what_comes_after_it():
+    found = rates_of(drop_schedule, drop_updates=(WARMUP - 2,), warmup_updates=WARMUP)
+    assert found[WARMUP:] == pytest.approx([PEAK / 10] * (UPDATES - WARMUP))
+
+
+def test_named_updates_fall_where_equal_steps_do():
+    every = rates_of(step_schedule, step_updates=7, warmup_updates=0)
+    assert rates_of(drop_schedule, drop_updates=(7, 14, 21), warmup_updates=0) == pytest.approx(every)
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw", "lamb", "lion"])

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import redirect_stderr
 from dataclasses import MISSING, Field, fields, is_dataclass
 from itertools import groupby
+from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 import tyro
@@ -51,6 +52,14 @@ def refuse_options(chosen: object, whose: str, **unset: Any) -> None:
     for name, default in unset.items():
         if getattr(chosen, name) != default:
             raise UserError(f"--{name.replace('_', '-')} is for {whose}, which this checkpoint is not")
+
+
+def check_writable(option: str, file: Path | None) -> None:
+    """Raise UserError, before any costly work, where the file that an option names has no place."""
+    if file is not None and file.is_dir():
+        raise UserError(f"{option} {file} is a folder; name a file")
+    if file is not None and not file.absolute().parent.is_dir():
+        raise UserError(f"{option} {file} cannot be written: there is no folder {file.parent}")
 
 
 def sentence(box: str, prog: str) -> str:

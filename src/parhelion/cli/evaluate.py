@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from parhelion.cli.arguments import parsed, refuse_options
+from parhelion.cli.arguments import check_writable, parsed, refuse_options
 from parhelion.errors import UserError
 
 CLASSIFIER_BATCH, DETECTOR_BATCH = 128, 8
@@ -26,8 +26,8 @@ class Arguments:
     """Where fashion-mnist or a torch/, hfds/, wds/ or tfds/ dataset lies on disk."""
     download: bool = False
     """Allow the dataset to be downloaded."""
-    batch: int = 0
-    """Images at a time; 0: 128 for a classifier, 8 for a detector."""
+    batch: int | None = None
+    """Images at a time, 128 if not given; of a detector, 8 if not given."""
     image_px: int = 0
     """Height and width of the images, of a detector their longer side, in pixels; 0: as in training."""
     workers: int = 0
@@ -45,9 +45,11 @@ class Arguments:
 def run(arguments: list[str]) -> None:
     """Evaluate as `arguments` say."""
     chosen = parsed(Arguments, arguments, prog="parhelion evaluate")
-    for name in ("batch", "image_px"):
-        if getattr(chosen, name) < 0:
-            raise UserError(f"{name} is {getattr(chosen, name)}; it must be at least 1, or 0 for the usual")
+    if chosen.batch is not None and chosen.batch < 1:
+        raise UserError(f"batch is {chosen.batch}; it must be at least 1")
+    if chosen.image_px < 0:
+        raise UserError(f"image_px is {chosen.image_px}; it must be at least 1, or 0 for that of training")
+    check_writable("--results", chosen.results)
     # Brings torch, which a help text need not wait for.
     from parhelion.evaluate.saved_detector import holds_detector
 
@@ -77,7 +79,7 @@ def _classifier(chosen: Arguments) -> None:
     outcome = validate(
         classifier,
         source,
-        batch=chosen.batch or CLASSIFIER_BATCH,
+        batch=CLASSIFIER_BATCH if chosen.batch is None else chosen.batch,
         workers=chosen.workers,
         on_bad_image=chosen.on_bad_image,
         quiet=chosen.json,
@@ -114,7 +116,7 @@ def _detector(chosen: Arguments) -> None:
         detector,
         source.val,
         source=source.name,
-        batch=chosen.batch or DETECTOR_BATCH,
+        batch=DETECTOR_BATCH if chosen.batch is None else chosen.batch,
         workers=chosen.workers,
         on_bad_image=chosen.on_bad_image,
         quiet=chosen.json,

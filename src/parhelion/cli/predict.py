@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from parhelion.cli.arguments import parsed, refuse_options
+from parhelion.cli.arguments import check_writable, parsed, refuse_options
 from parhelion.errors import UserError
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ def run(arguments: list[str]) -> None:
     chosen = parsed(Arguments, arguments, prog="parhelion predict")
     if not chosen.images:
         raise UserError("parhelion predict needs one IMAGE or more after the checkpoint")
+    check_writable("--results", chosen.results)
     # Bring torch, which a help text need not wait for.
     from parhelion.evaluate.predict import check_images
     from parhelion.evaluate.saved_detector import holds_detector
@@ -119,7 +120,7 @@ def _objects(chosen: Arguments) -> None:
     from parhelion.evaluate.predict_objects import Objects, objects
     from parhelion.evaluate.saved import on_fastest_device
     from parhelion.evaluate.saved_detector import load_detector
-    from parhelion.train.atomic import write_json
+    from parhelion.train.atomic import replacement, write_json
 
     detector = on_fastest_device(load_detector(chosen.checkpoint))
     top = TOP_OBJECTS if chosen.top is None else chosen.top
@@ -134,7 +135,8 @@ def _objects(chosen: Arguments) -> None:
         results += answer.found.results(detector.category_ids) if chosen.results is not None else []
         if answer.path in pictures:
             drawn = draw_found(answer.image, answer.found, detector.class_names, min_score=min_score, top=top)
-            drawn.save(pictures[answer.path])
+            with replacement(pictures[answer.path]) as temporary:
+                drawn.save(temporary)
     if chosen.results is not None:
         write_json(chosen.results, results)
     if chosen.json:
@@ -158,13 +160,21 @@ def _objects_as_json(image: str, found: "Found", detector: "Detector") -> dict[s
 
 
 def _pictures(folder: Path, images: Sequence[Path]) -> dict[Path, Path]:
-    """Where the picture of each image goes: its name with .png; two of one name get their number in front."""
+    """Where the picture of each image goes: its name with .png, and its number in front if two share a name.
+
+    Makes the folder. Raises UserError where that cannot be, or a picture would take the place of an image.
+    """
+    numbered = len({image.stem for image in images}) < len(images)
+    pictures = {
+        image: folder / (f"{number}_{image.stem}.png" if numbered else f"{image.stem}.png")
+        for number, image in enumerate(images, start=1)
+    }
+    originals = {image.resolve() for image in images}
+    for picture in pictures.values():
+        if picture.resolve() in originals:
+            raise UserError(f"--out {folder} would write a picture over the image {picture}; name another folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out {folder} cannot be made: {error.strerror}") from error
-    names = [image.stem for image in images]
-    return {
-        image: folder / (f"{image.stem}.png" if names.count(image.stem) == 1 else f"{number}_{image.stem}.png")
-        for number, image in enumerate(images, start=1)
-    }
+    return pictures

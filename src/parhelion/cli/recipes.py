@@ -24,10 +24,10 @@ class Arguments:
     """List the recipes: a table on a terminal, tab-separated lines elsewhere. One whole name shows that recipe in full.
 
     images: training images, each counted as often as it is seen; for images of your own, how often each is seen.
-    multiply-adds: what they cost, forward and backward (3 times forward), with 1000 classes and without evaluation;
-    divide by your machine's multiply-adds per second. expected: the result of the source, and how far to trust it:
-    paper, printed there; cited, printed in another paper; recalled, from memory and not checked; measured, seen here in
-    one run.
+    multiply-adds: what they cost, forward and backward (3 times forward), with 1000 classes and without evaluation, of
+    a detector in its backbone alone; divide by your machine's multiply-adds per second. expected: the result of the
+    source, and how far to trust it: paper, printed there; cited, printed in another paper; recalled, from memory and
+    not checked; measured, seen here in one run.
     """
 
     pattern: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PATTERN")] = "*"

@@ -5,7 +5,7 @@ from typing import Any, Literal, cast
 
 import timm
 import torch
-from timm.layers import freeze_batch_norm_2d
+from timm.layers import Format, freeze_batch_norm_2d
 from timm.models._features import FeatureGetterNet
 from torch import nn
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
@@ -17,6 +17,8 @@ from parhelion.shapes import Float, Tensor
 
 TIMM = "timm:"
 FIRST_REDUCTION, LAST_REDUCTION = 4, 32
+# What a backbone must take, being one that takes images of all sizes: 5 and 7 pixels of the coarsest map.
+PROBE_PX = 160, 224
 Norm = Literal["batch", "frozen"]
 
 
@@ -27,28 +29,39 @@ class Pyramid(nn.Module):
     Maps are at least float32 whatever autocast makes of the backbone, so that box arithmetic on them is exact.
     """
 
-    def __init__(self, body: nn.Module, *, channels: int = 256) -> None:
-        """body: A backbone that returns a list of maps, made with `features_only=True`; channels: of every map."""
+    def __init__(self, body: nn.Module, *, channels: int = 256, normed: bool = False) -> None:
+        """body: A backbone that returns a list of maps, made with `features_only=True`; channels: of every map;
+        normed: with batch norms after the pyramid's convolutions.
+        """
         super().__init__()
         self.body, self.out_channels = body, channels
         info: Any = body.feature_info
         self.reductions: tuple[int, ...] = tuple(info.reduction())
         _check_reductions(self.reductions)
-        self.fpn = FeaturePyramidNetwork(info.channels(), channels, extra_blocks=LastLevelMaxPool())
+        self.fpn = FeaturePyramidNetwork(
+            info.channels(), channels, extra_blocks=LastLevelMaxPool(), norm_layer=nn.BatchNorm2d if normed else None
+        )
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> dict[str, Tensor]:
         """Images, each side a multiple of the last reduction, to their maps."""
         # As convolutions are fastest on, and attention reads maps without a copy.
         maps = self.body(images.contiguous(memory_format=torch.channels_last))
+        if getattr(self.body, "output_fmt", Format.NCHW) == Format.NHWC:
+            maps = [features.permute(0, 3, 1, 2) for features in maps]
         pyramid = self.fpn({str(level): features for level, features in enumerate(maps)})
         return {name: at_least_float32(features) for name, features in pyramid.items()}
 
     @property
     def parts(self) -> list[nn.Module]:
-        """What can be frozen, from the image on: what comes before the first stage, then each stage."""
+        """What can be frozen, from the image on: what comes before the first stage, then each stage.
+
+        Nothing where the order of the backbone's layers is not known.
+        """
         if isinstance(self.body, FeatureGetterNet):
             return self.body.model.parts if isinstance(self.body.model, ResNet) else []
-        ends = set(cast("Any", self.body).return_layers)
+        ends = set(getattr(self.body, "return_layers", ()))
+        if not ends:
+            return []
         parts: list[list[nn.Module]] = [[]]
         for name, module in self.body.named_children():
             if name in ends and len(parts) == 1:
@@ -100,9 +113,23 @@ def _timm_backbone(name: str, *, in_chans: int, drop_path: float, choices: Mappi
     try:
         info: Any = timm.create_model(name, **arguments).feature_info
         indices = _indices(f"{TIMM}{name}", info.reduction())
-        return timm.create_model(name, out_indices=indices, **arguments)
+        body = timm.create_model(name, out_indices=indices, **arguments)
     except (AttributeError, NotImplementedError, TypeError, RuntimeError) as error:
         raise UserError(f"{TIMM}{name} cannot serve as a backbone: {' '.join(str(error).split())}") from error
+    _check_any_size(f"{TIMM}{name}", body, in_chans)
+    return body
+
+
+def _check_any_size(name: str, body: nn.Module, in_chans: int) -> None:
+    """Raise UserError where `body` is for images of one size, or of certain ones, only."""
+    h, w = PROBE_PX
+    try:
+        with torch.no_grad():
+            body.eval()(torch.zeros(1, in_chans, h, w))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{name} does not take images of all sizes, such as {h} x {w} pixels: {reason}") from error
+    body.train()
 
 
 def _indices(name: str, reductions: Sequence[int]) -> list[int]:

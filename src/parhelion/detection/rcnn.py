@@ -1,9 +1,11 @@
 """Faster R-CNN (arXiv 1506.01497) and Mask R-CNN (arXiv 1703.06870), torchvision's, over any backbone."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from inspect import signature
+from typing import Any, get_args
 
 from torch import nn
+from torch.nn.functional import interpolate
 from torchvision.models.detection import FasterRCNN, MaskRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
@@ -13,7 +15,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform, res
 from torchvision.ops import MultiScaleRoIAlign
 
 from parhelion.detection.pyramid import Norm, Pyramid, at_least_float32, freeze_norms, named_backbone
-from parhelion.errors import UserError
+from parhelion.errors import UserError, nearest
 from parhelion.models.catalog import IMAGENET_MEAN, IMAGENET_STD
 from parhelion.shapes import Tensor
 
@@ -22,6 +24,9 @@ ANCHOR_SIDE = 8
 ASPECTS = (0.5, 1.0, 2.0)
 BOX_CELLS, MASK_CELLS = 7, 14
 MASK_LAYERS = 4
+# Of torchvision's arguments those that are said otherwise here, and what it would pass on unread.
+SAID_OTHERWISE = {"backbone", "num_classes", "min_size", "max_size", "kwargs"}
+SETTINGS = {*signature(FasterRCNN).parameters} - SAID_OTHERWISE
 
 
 def mask_rcnn(
@@ -31,6 +36,7 @@ def mask_rcnn(
     image_px: int = 1024,
     in_chans: int = 3,
     norm: Norm = "batch",
+    norm_heads: bool = False,
     widths: tuple[int, int, int] = (256, 1024, 256),
     **settings: Any,
 ) -> MaskRCNN:
@@ -51,20 +57,24 @@ def mask_rcnn(
         image_px: Longer side of the images in evaluation; global attention makes its tables for it.
         in_chans: Channels of the images.
         norm: `batch`: the backbone's batch norms as they are; `frozen`: fixed, statistics and weights.
+        norm_heads: Batch norms in the pyramid and in the mask head, too, as in torchvision's second version.
         widths: Channels of the pyramid, of the box head's two linear layers, and of the mask head's four convolutions.
         settings: `choices`, `drop_path`, `image_mean` and `image_std` (ImageNet's if not given), and everything
-            that torchvision's MaskRCNN takes, such as `box_detections_per_img`.
+            that torchvision's FasterRCNN takes, such as `box_detections_per_img`.
 
     Raises:
-        UserError: no such model, or one whose maps a pyramid cannot use.
+        UserError: no such model or setting, or a model whose maps a pyramid cannot use.
     """
-    pyramid, shared = _shared(backbone, num_classes, image_px, in_chans, norm, widths, settings)
+    built: dict[str, Any] = {"image_px": image_px, "in_chans": in_chans, "norm": norm, "norm_heads": norm_heads}
+    pyramid, shared = _shared(backbone, num_classes, widths, settings, **built)
     channels, _, mask_width = widths
     levels = [str(level) for level in range(len(pyramid.reductions))]
     model = _Masks(
         pyramid,
         mask_roi_pool=MultiScaleRoIAlign(levels, output_size=MASK_CELLS, sampling_ratio=2),
-        mask_head=MaskRCNNHeads(channels, (mask_width,) * MASK_LAYERS, 1),
+        mask_head=MaskRCNNHeads(
+            channels, (mask_width,) * MASK_LAYERS, 1, norm_layer=nn.BatchNorm2d if norm_heads else None
+        ),
         mask_predictor=_MaskPredictor(mask_width, mask_width, num_classes + 1),
         **shared,
     )
@@ -78,6 +88,7 @@ def faster_rcnn(
     image_px: int = 1024,
     in_chans: int = 3,
     norm: Norm = "batch",
+    norm_heads: bool = False,
     widths: tuple[int, int] = (256, 1024),
     **settings: Any,
 ) -> FasterRCNN:
@@ -85,7 +96,8 @@ def faster_rcnn(
 
     widths: Channels of the pyramid, and of the box head's two linear layers.
     """
-    pyramid, shared = _shared(backbone, num_classes, image_px, in_chans, norm, widths, settings)
+    built: dict[str, Any] = {"image_px": image_px, "in_chans": in_chans, "norm": norm, "norm_heads": norm_heads}
+    pyramid, shared = _shared(backbone, num_classes, widths, settings, **built)
     return _finished(_Boxes(pyramid, **shared), image_px, pyramid)
 
 
@@ -122,6 +134,14 @@ class _Boxes(_Trainee, FasterRCNN):
 class _Scaling(GeneralizedRCNNTransform):
     """Normalises images, scales them in evaluation only, and scales boxes back; masks stay within their boxes."""
 
+    def resize(self, image: Tensor, target: dict[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor] | None]:
+        h, w = image.shape[-2:]
+        if self.training or min(h, w) * self.max_size > max(h, w):
+            return super().resize(image, target)
+        # torchvision would leave nothing of the shorter side.
+        size = (1, self.max_size) if h < w else (self.max_size, 1)
+        return interpolate(image[None], size=size, mode="bilinear", align_corners=False)[0], target
+
     def postprocess(
         self,
         result: list[dict[str, Tensor]],
@@ -155,23 +175,31 @@ class _MaskPredictor(MaskRCNNPredictor):
 def _shared(
     backbone: str | nn.Module,
     num_classes: int,
+    widths: Sequence[int],
+    settings: Mapping[str, Any],
+    *,
     image_px: int,
     in_chans: int,
     norm: Norm,
-    widths: Sequence[int],
-    settings: Mapping[str, Any],
+    norm_heads: bool,
 ) -> tuple[Pyramid, dict[str, Any]]:
     """The pyramid, and what both kinds of R-CNN are built with besides."""
     if num_classes < 1:
         raise UserError(f"num_classes is {num_classes}, but a detector needs at least one kind of object")
+    if norm not in get_args(Norm):
+        raise UserError(f"norm is {norm!r}, but it should be {' or '.join(map(repr, get_args(Norm)))}")
     given = dict(settings)
     choices, drop_path = given.pop("choices", {}), given.pop("drop_path", 0.0)
+    for name in given:
+        # torchvision would pass over it in silence.
+        if name not in SETTINGS:
+            raise UserError(f"a detector has no setting {name!r}{nearest(name, SETTINGS)}")
     if isinstance(backbone, str):
         backbone = named_backbone(backbone, in_chans=in_chans, image_px=image_px, drop_path=drop_path, choices=choices)
     elif choices or drop_path:
         raise UserError("choices and drop_path are for a backbone that is built by its name")
     channels, box_width = widths[:2]
-    pyramid = Pyramid(backbone, channels=channels)
+    pyramid = Pyramid(backbone, channels=channels, normed=norm_heads)
     if norm == "frozen":
         freeze_norms(pyramid.body)
     reductions = (*pyramid.reductions, 2 * pyramid.reductions[-1])

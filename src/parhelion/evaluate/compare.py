@@ -125,6 +125,10 @@ def read_run(folder: Path) -> Run:
     if not holds_run(folder):
         raise UserError(f"the folder {folder} holds no run; name a folder that parhelion train wrote")
     recipe = saved_recipe(folder)
+    # Runs of classification do not say so.
+    task = recipe.get("task", "classification")
+    if task != "classification":
+        raise UserError(f"the run {folder} is one of {task}; parhelion compare takes runs of classification")
     lacking = [name for name in ("model", "seed", "epochs", "data") if name not in recipe]
     if lacking:
         raise UserError(f"the recipe of the run {folder} lacks {', '.join(lacking)}")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from parhelion.errors import UserError
 from parhelion.evaluate.initial import HUB, TIMM, initialise
 from parhelion.evaluate.saved_detector import Detector, holds_detector, load_detector
-from parhelion.models.adapt import Adaptation, Place, Pretrained, TensorReport, adapt
+from parhelion.models.adapt import COUNTER, Adaptation, Place, Pretrained, TensorReport, adapt
 from parhelion.models.resnet import ResNet
 
 BODY = "backbone.body."
@@ -32,7 +32,7 @@ def initialise_detector(model: nn.Module, spec: str, *, class_names: Sequence[st
     """
     body: Any = model.get_submodule(BODY.rstrip("."))
     is_path = not spec.startswith((HUB, TIMM)) and bool(spec) and Path(spec).exists()
-    if is_path and Path(spec).suffix in ("", ".safetensors") and _is_detector(Path(spec)):
+    if is_path and _is_detector(Path(spec)):
         return _of_detector(model, body, spec, load_detector(Path(spec)), class_names)
     if not (isinstance(body, FeatureGetterNet) and isinstance(body.model, ResNet)):
         raise UserError(f"weights to start from fit Parhelion's backbones; this one is a {type(body).__name__}")
@@ -57,10 +57,10 @@ def _of_detector(model: nn.Module, body: Any, label: str, detector: Detector, cl
     for name in dict.fromkeys([*wanted, *given]):
         if prefix is not None and name.startswith(prefix):
             continue
-        report = _report(label, name, wanted.get(name), given.get(name), same_classes)
-        reports.append(report)
-        if report.fate == "loaded":
-            filled[name] = given[name]
+        for report in _reports(label, name, wanted.get(name), given.get(name), same_classes):
+            reports.append(report)
+            if report.fate == "loaded":
+                filled[name] = given[name]
     whole = Adaptation(label=label, architecture=detector.name, choices=(), tensors=tuple(reports))
     if prefix is not None:
         weights = {name.removeprefix(prefix): tensor for name, tensor in given.items() if name.startswith(prefix)}
@@ -74,18 +74,26 @@ def _of_detector(model: nn.Module, body: Any, label: str, detector: Detector, cl
     return whole
 
 
-def _report(label: str, name: str, wanted: Tensor | None, given: Tensor | None, same_classes: bool) -> TensorReport:
-    """What becomes of a tensor outside the backbone. Raises UserError where it does not fit."""
+def _reports(
+    label: str, name: str, wanted: Tensor | None, given: Tensor | None, same_classes: bool
+) -> list[TensorReport]:
+    """What becomes of a tensor outside of our backbones, on both sides. Raises UserError where it does not fit."""
     ours = Place(name, tuple(wanted.shape)) if wanted is not None else None
     theirs = Place(name, tuple(given.shape)) if given is not None else None
     if ours and theirs and name.startswith(OF_CLASSES) and not same_classes:
-        return TensorReport("started afresh", "as built (other classes)", None, ours)
+        return [
+            TensorReport("dropped", "other classes", theirs, None),
+            TensorReport("started afresh", "as built (other classes)", None, ours),
+        ]
     if ours == theirs:
-        return TensorReport("loaded", "", theirs, ours)
-    if name.startswith(MASK_HEAD) and ours is None:
-        return TensorReport("dropped", "the model segments nothing", theirs, None)
-    if name.startswith(MASK_HEAD) and theirs is None:
-        return TensorReport("started afresh", "as built (the weights segment nothing)", None, ours)
+        return [TensorReport("loaded", "", theirs, ours)]
+    counter = name.endswith(COUNTER)
+    if ours is None and (counter or name.startswith(MASK_HEAD)):
+        why = "the model does not count" if counter else "the model segments nothing"
+        return [TensorReport("dropped", why, theirs, None)]
+    if theirs is None and (counter or name.startswith(MASK_HEAD)):
+        why = "the weights do not count" if counter else "the weights segment nothing"
+        return [TensorReport("started afresh", f"as built ({why})", None, ours)]
     raise UserError(
         f"the detector in {label} does not fit this one: {name} is {theirs.shape if theirs else 'missing'} "
         f"for {ours.shape if ours else 'nothing'}; give the same backbone and widths"

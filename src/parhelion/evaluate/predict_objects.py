@@ -1,8 +1,10 @@
 """What a detector finds in image files."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 from torchvision.transforms.v2.functional import pil_to_tensor, to_dtype
@@ -35,8 +37,8 @@ def objects(
 ) -> Iterator[Objects | BadImage]:
     """What is found in each of `paths`, in order, one at a time: at most `top` objects of at least `min_score`.
 
-    The images are numbered from 1 (`Found.image_id`). An unreadable one raises BadImage, or with "skip" comes out as
-    the BadImage in its place. Raises UserError.
+    Both may ask for more than the detector was trained to find. The images are numbered from 1 (`Found.image_id`). An
+    unreadable one raises BadImage, or with "skip" comes out as the BadImage in its place. Raises UserError.
     """
     if not 0 <= min_score <= 1 or top < 1:
         raise UserError(f"min_score is {min_score} and top is {top}; they must be from 0 to 1 and at least 1")
@@ -52,5 +54,18 @@ def objects(
             continue
         tensor = to_dtype(pil_to_tensor(image), scale=True)
         seen = {"image_id": number, "size": (image.height, image.width)}
-        ((found,),) = found_in(detector.model, [{"image": [tensor], "target": [seen]}])
+        with _reaching(detector, min_score, top):
+            ((found,),) = found_in(detector.model, [{"image": [tensor], "target": [seen]}])
         yield Objects(path=path, image=image, found=found.above(min_score).best(top))
+
+
+@contextmanager
+def _reaching(detector: Detector, min_score: float, top: int) -> Iterator[None]:
+    """Let the network's own limits be no tighter than these."""
+    heads: Any = detector.model.roi_heads
+    before = heads.score_thresh, heads.detections_per_img
+    heads.score_thresh, heads.detections_per_img = min(before[0], min_score), max(before[1], top)
+    try:
+        yield
+    finally:
+        heads.score_thresh, heads.detections_per_img = before

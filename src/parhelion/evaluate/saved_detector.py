@@ -49,9 +49,15 @@ class Detector:
 
 
 def built(arguments: Mapping[str, Any], *, drop_path: float = 0.0) -> nn.Module:
-    """The network of `mask_rcnn` or `faster_rcnn` (`kind`) with the other arguments, as JSON knows them."""
+    """The network of `mask_rcnn` or `faster_rcnn` (`kind`) with the other arguments, as JSON knows them.
+
+    Raises UserError where there is no such kind, or it cannot be built.
+    """
     given = dict(arguments)
-    build = BUILDERS[given.pop("kind")]
+    kind = given.pop("kind")
+    if kind not in BUILDERS:
+        raise UserError(f"there is no detector of the kind {kind!r}, but {' and '.join(BUILDERS)}")
+    build = BUILDERS[kind]
     # Rows of the catalogue hold tuples, which JSON does not know.
     choices = {name: tuple(v) if isinstance(v, list) else v for name, v in given.pop("choices").items()}
     return build(
@@ -101,8 +107,8 @@ def load_detector(path: Path) -> Detector:
         raise UserError(f"{file} is no detector: its header lacks {', '.join(missing)}")
     try:
         model = built(facts["detector"])
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"the header of {file} describes no detector that can be built ({error})") from error
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise UserError(f"the header of {file} describes no detector that can be built: {error}") from error
     if misfit := why_not_fit(model, weights):
         raise UserError(
             f"{file} says that it is a {facts['detector']['kind']}, but does not hold its tensors: {misfit}"

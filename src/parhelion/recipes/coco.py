@@ -82,9 +82,9 @@ def mask_rcnn_small(model: str, *choices: str) -> DetectionRecipe:
     """
     return DetectionRecipe(
         model=model,
-        image_px=176,
+        image_px=160,
         choices=(*SMALL, *choices),
-        epochs=6,
+        epochs=5,
         batch=8,
         optimizer="adamw",
         lr_per_256=0.032,
@@ -95,7 +95,7 @@ def mask_rcnn_small(model: str, *choices: str) -> DetectionRecipe:
         box_width=256,
         mask_width=64,
         proposals=200,
-        sampled_boxes=64,
+        sampled_boxes=32,
     )
 
 

@@ -112,7 +112,14 @@ class Detection(running.Task):
         return self._detector
 
     def check_images(self, begun: Mapping[str, Any], accelerator: Accelerator, note: Callable[[str], None]) -> None:
-        check_same_images(begun, self.images(accelerator), self.source.name, note)
+        now = self.images(accelerator)
+        check_same_images(begun, now, self.source.name, note)
+        for name in ("category_ids", "annotations"):
+            if begun.get(name, now[name]) != now[name]:
+                raise UserError(
+                    f"the run was begun with other annotations than those of {self.source.name}: {name} was "
+                    f"{begun[name]} and is {now[name]}; resume with those it was begun with, or start another run"
+                )
         for images in (self.train_images, self.val_images):
             for kind, ids in images.dropped.items():
                 note(f"left out of {images.file}: {len(ids)} {kind}")
@@ -124,6 +131,7 @@ class Detection(running.Task):
             "train_images": len(self.train_images),
             "class_names": list(self.source.class_names),
             "category_ids": list(self.source.category_ids),
+            "annotations": len(self.train_images.annotation_ids),
             "readers": None,
         }
 

@@ -21,6 +21,7 @@ OWN_RULES: Rules = {
     "sampled_boxes":   (lambda v: v >= 1,         "at least 1"),
     "min_score":       (lambda v: 0 <= v < 1,     "at least 0 and below 1"),
     "max_found":       (lambda v: v >= 1,         "at least 1"),
+    "jitter":          (lambda v: len(v) == 2 and 0 < v[0] <= v[1], "two rising numbers above 0"),
 }
 # fmt: on
 
@@ -39,6 +40,8 @@ class DetectionRecipe(Recipe):
     """Segment each object (Mask R-CNN); otherwise find boxes only (Faster R-CNN)."""
     norm: Literal["batch", "frozen"] = "batch"
     """The backbone's batch norms: batch: trained; frozen: fixed as the weights to start from have them."""
+    norm_heads: bool = False
+    """Batch norms in the feature pyramid and the mask head, too."""
     fpn_width: int = 256
     """Channels of the feature pyramid."""
     box_width: int = 1024
@@ -74,6 +77,7 @@ class DetectionRecipe(Recipe):
             "image_px": self.image_px,
             "in_chans": self.in_chans,
             "norm": self.norm,
+            "norm_heads": self.norm_heads,
             **sizes,
             "choices": self.model_choices(),
             "image_mean": list(self.per_channel(self.mean)),

@@ -72,7 +72,7 @@ class Entry:
 
     @property
     def multiply_adds(self) -> int:
-        """Multiply-adds of one image through the model and not back, with 1000 classes."""
+        """Multiply-adds of one image through the model and not back, with 1000 classes; of a detector, the backbone."""
         # Brings torch, which a help text need not wait for.
         from parhelion.models.catalog import model_info
 

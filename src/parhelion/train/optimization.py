@@ -74,7 +74,8 @@ def step_schedule(
 
     The steps are counted from the first update on. Call `step_update(n)` after the n-th update (from 1).
     """
-    return StepLRScheduler(optimizer, decay_t=step_updates, decay_rate=0.1, **_warmup(lr, warmup_updates))
+    warmup = {"warmup_prefix": False, **_warmup(lr, warmup_updates)}
+    return StepLRScheduler(optimizer, decay_t=step_updates, decay_rate=0.1, **warmup)
 
 
 def drop_schedule(
