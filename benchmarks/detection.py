@@ -53,7 +53,6 @@ CERTAIN = 10.0
 PEER, PEERS_BACKBONE = "torchvision", "resnet50"
 BACKBONES: dict[str, tuple[str, dict[str, Any]]] = {
     "resnet50": (PEERS_BACKBONE, {}),
-    "resnet50_se": ("resnet50_se", {}),
     "halo_resnet50_se, block 8": ("halo_resnet50_se", {"block": 8}),
     "halo_resnet50_se, block 32": ("halo_resnet50_se", {"block": 32}),
     "halonet_h0": ("halonet_h0", {}),
@@ -77,7 +76,7 @@ class Size:
 
 # Scored and saved every so many updates; what comes before the first time is not regressed on.
 FULL = Size(
-    image_px=512, batch=2, sampled_boxes=128, training_rounds=3, inference_rounds=5, memory=replace(LONG, warm=500)
+    image_px=384, batch=2, sampled_boxes=128, training_rounds=3, inference_rounds=3, memory=replace(LONG, warm=500)
 )
 QUICK = Size(
     image_px=64,

@@ -40,9 +40,12 @@ def main() -> None:
     )
     parser.add_argument("--recipes", nargs="+", default=["mask_rcnn_halonet_tiny"], help="small detectors to train")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="a run for each")
+    parser.add_argument("--epochs", type=int, help="passes over the scenes; as the recipe says if not given")
     chosen = parser.parse_args()
     started = time.perf_counter()
     wanted = [small(name) for name in chosen.recipes]
+    if chosen.epochs is not None:
+        wanted = [replace(wish, epochs=chosen.epochs) for wish in wanted]
     make_scenes(chosen.out / "scenes", train=2000, val=200)
     results = []
     for name, wish in zip(chosen.recipes, wanted, strict=True):

@@ -54,7 +54,7 @@ def test_losses_are_finite_and_a_step_hardly_moves_them():
 def test_torchvisions_network_comes_first_and_every_backbone_after_it():
     for case, train in ((TRAINING, True), (INFERENCE, False)):
         assert [candidate.name for candidate in case.candidates] == NAMES
-        assert {(one.train, one.image_px, one.batch) for one in case.candidates} == {(train, 512, 2)}
+        assert {(one.train, one.image_px, one.batch) for one in case.candidates} == {(train, 384, 2)}
         assert case.candidates[0].backbone is None
 
 

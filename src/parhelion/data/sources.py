@@ -59,6 +59,10 @@ def open_source(
         raise UserError(f"data_dir and download are for sources such as torch/cifar10, but the source is '{spec}'")
     if spec == "bundled":
         return open_bundled(in_chans=in_chans, splits=splits)
+    if spec.startswith("coco:"):
+        raise UserError(
+            f"'{spec}' is for detection recipes, such as mask_rcnn_halonet_tiny; images of classes are asked"
+        )
     if spec and Path(spec).exists():
         return open_folder(Path(spec), in_chans=in_chans, splits=splits)
     raise UserError(

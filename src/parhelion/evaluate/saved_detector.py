@@ -109,6 +109,9 @@ def load_detector(path: Path) -> Detector:
         model = built(facts["detector"])
     except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise UserError(f"the header of {file} describes no detector that can be built: {error}") from error
+    counts = {len(facts["class_names"]), len(facts["category_ids"]), facts["detector"]["num_classes"]}
+    if len(counts) > 1:
+        raise UserError(f"the header of {file} has {' and '.join(map(str, sorted(counts)))} classes; it is damaged")
     if misfit := why_not_fit(model, weights):
         raise UserError(
             f"{file} says that it is a {facts['detector']['kind']}, but does not hold its tensors: {misfit}"

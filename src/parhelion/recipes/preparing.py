@@ -89,6 +89,8 @@ def prepared(
 def frozen_parts(model: Trainee, count: int) -> Sequence[nn.Module]:
     """The first `count` parts of `model`, the stem and then its stages, with parameters that need no gradient."""
     parts = model.parts
+    if count and not parts:
+        raise UserError(f"freeze is {count}, but the order of this backbone's layers is not known; give 0")
     if count > len(parts):
         raise UserError(
             f"freeze is {count}, but the model has {len(parts)} parts: the stem and {len(parts) - 1} stages"
