@@ -23,3 +23,10 @@ def test_operations_layers_and_models_need_torch_and_timm_only() -> None:
     done = subprocess.run([sys.executable, "-c", WITHOUT], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) > 30
+
+
+def test_detection_is_there_when_asked_for() -> None:
+    said = "import parhelion; print(parhelion.detection.mask_rcnn.__name__); parhelion.detections"
+    done = subprocess.run([sys.executable, "-c", said], capture_output=True, text=True, check=False)
+    assert done.stdout == "mask_rcnn\n"
+    assert "has no attribute 'detections'" in done.stderr
