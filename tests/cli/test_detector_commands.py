@@ -439,7 +439,7 @@ def test_detection_recipes_are_listed_and_shown(capsys):
     assert json.loads(fields["task"]) == "detection"
     assert json.loads(fields["drop_updates"]) == [60_000, 65_000]
     (row,) = json.loads(printed(capsys, "recipes", "mask_rcnn_resnet_tiny", "--json"))
-    assert row["images"] == 6 * 2000
+    assert row["images"] == row["recipe"]["epochs"] * 2000
     assert row["recipe"]["task"] == "detection"
     assert "of a detector in its backbone alone" in " ".join(printed(capsys, "recipes", "--help").split())
 
