@@ -7,7 +7,6 @@ compares detectors on the same budget: mean, lowest and highest over the seeds.
 """
 
 import argparse
-import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from demo import clear
 from scenes import make_scenes
 
 from parhelion.cli import exit_code
@@ -81,14 +81,6 @@ def trained(wish: DetectionRecipe, out: Path, name: str) -> dict[str, Any]:
     print(f"\n{name}: the detector on 2,000 scenes, 200 to test on", flush=True)
     result = detection.train(wish, data=f"coco:{out / 'scenes'}", out=out / name, init_from=backbone["out"])
     return {**result, "seconds": backbone["seconds"] + result["seconds"]}
-
-
-def clear(run: Path) -> None:
-    """Remove an earlier demo's run folder, and nothing that is not one."""
-    if run.exists():
-        if not (run / "recipe.json").is_file():
-            raise UserError(f"{run} exists and is no run of an earlier demo; name another folder with --out")
-        shutil.rmtree(run)
 
 
 def table(results: Sequence[tuple[str, Sequence[dict[str, Any]]]]) -> str:

@@ -24,7 +24,7 @@ from parhelion.models.adapt import Adaptation
 from parhelion.recipes import running
 from parhelion.recipes.detection_album import CURVES, SHEET, draw_sheet
 from parhelion.recipes.detection_recipe import DetectionRecipe
-from parhelion.recipes.ingredients import check_same_images, place, until_stopped
+from parhelion.recipes.ingredients import check_same_images, choices_in_words, place, until_stopped
 from parhelion.train import loop
 from parhelion.train.stopping import StopRequest
 
@@ -91,16 +91,8 @@ class Detection(running.Task):
         """The network with all that is needed to use it."""
         if self._detector is None:
             recipe, arguments = self.recipe, self.recipe.detector(len(self.source.class_names))
-            try:
+            with choices_in_words(recipe):
                 model = built(arguments, drop_path=recipe.drop_path)
-            except UserError:
-                raise
-            # What a wrong choice raises depends on where in the network it is used.
-            except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-                if not recipe.choices:
-                    raise
-                given, reason = " ".join(recipe.choices), " ".join(str(error).split())
-                raise UserError(f"{recipe.model} cannot be built with the choices {given}: {reason}") from error
             self._detector = Detector(
                 # Convolutions are faster on channels-last maps, and attention reads them as they are.
                 model=model.to(memory_format=torch.channels_last),

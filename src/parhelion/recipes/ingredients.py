@@ -1,6 +1,7 @@
 """What a recipe is made of: its network, its batches, and the images that they come from."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -17,6 +18,7 @@ from parhelion.evaluate.saved import Classifier
 from parhelion.evaluate.validate import check_classes, image_count
 from parhelion.models.catalog import create_model, model_info
 from parhelion.recipes.classification_recipe import ClassificationRecipe
+from parhelion.recipes.recipe import Recipe
 from parhelion.train import loop
 from parhelion.train.stopping import StopRequest
 
@@ -58,11 +60,19 @@ def _choices(recipe: ClassificationRecipe) -> dict[str, Any]:
 
 def _built(recipe: ClassificationRecipe, arguments: dict[str, Any]) -> nn.Module:
     """The network, without trained weights."""
-    try:
+    with choices_in_words(recipe):
         model = create_model(recipe.model, drop_path=recipe.drop_path, drop_rate=recipe.dropout, **arguments)
         if recipe.choices:
             # What cannot be is seen at the first image only, such as a bottleneck of no channels.
             _look_once(model, (1, recipe.in_chans, *[max(recipe.image_px, cast("int", model.min_px))] * 2))
+    return model
+
+
+@contextmanager
+def choices_in_words(recipe: Recipe) -> Iterator[None]:
+    """Build a network in this: what its choices make impossible becomes a UserError."""
+    try:
+        yield
     except UserError:
         raise
     # What a wrong choice raises depends on where in the network it is used.
@@ -71,7 +81,6 @@ def _built(recipe: ClassificationRecipe, arguments: dict[str, Any]) -> nn.Module
             raise
         given, reason = " ".join(recipe.choices), " ".join(str(error).split())
         raise UserError(f"{recipe.model} cannot be built with the choices {given}: {reason}") from error
-    return model
 
 
 @torch.inference_mode()
