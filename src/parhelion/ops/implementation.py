@@ -2,21 +2,27 @@
 
 from typing import Literal, get_args
 
-Implementation = Literal["auto", "reference", "cpu"]
+Implementation = Literal["auto", "reference", "cpu", "triton"]
 
 
-def chosen(impl: Implementation, *, why_not_cpu: str | None) -> Implementation:
+def chosen(impl: Implementation, *, why_not_cpu: str | None, why_not_triton: str | None) -> Implementation:
     """The implementation to run: a named one if it can; with "auto" the fastest that can.
 
     Args:
         impl: What the caller asked for.
         why_not_cpu: Why the compiled code cannot run; None if it can.
+        why_not_triton: Why the kernels for GPUs cannot run; None if they can.
 
     Raises:
         ValueError: the implementation asked for cannot run, with the reason, or is unknown.
     """
     if impl not in get_args(Implementation):
         raise ValueError(f"impl must be one of {', '.join(map(repr, get_args(Implementation)))}, not {impl!r}")
-    if impl == "cpu" and why_not_cpu is not None:
-        raise ValueError(f"impl='cpu' cannot run: {why_not_cpu}")
-    return impl if impl != "auto" else "reference" if why_not_cpu is not None else "cpu"
+    reasons: dict[Implementation, str | None] = {"cpu": why_not_cpu, "triton": why_not_triton}
+    reason = reasons.get(impl)
+    if reason is not None:
+        raise ValueError(f"impl={impl!r} cannot run: {reason}")
+    if impl != "auto":
+        return impl
+    # The compiled code first: Triton's interpreter takes maps on a CPU, too, but only to be tested.
+    return next((name for name, reason in reasons.items() if reason is None), "reference")

@@ -13,6 +13,7 @@ from parhelion.ops.halo.contract import (
 )
 from parhelion.ops.halo.cpu import halo_attention_cpu, why_not_cpu
 from parhelion.ops.halo.reference import halo_attention_reference
+from parhelion.ops.halo.triton import halo_attention_triton, why_not_triton
 from parhelion.ops.implementation import Implementation, chosen
 from parhelion.shapes import Float, Tensor
 
@@ -61,7 +62,8 @@ def halo_attention(  # noqa: PLR0913  every argument is a choice that the paper 
         offsets: What a strided query counts its offsets from. "pixels": its own pixel, so that they are true.
             "queries": its index among the queries of the block, as timm does; the same without a stride.
         impl: "auto" chooses the fastest implementation that can run, "reference" is plain PyTorch, "cpu" compiled code
-            for float32 and bfloat16 (`why_not_cpu` tells when it cannot run).
+            for float32 and bfloat16, "triton" kernels for GPUs, float16 included (`why_not_cpu` and `why_not_triton`
+            tell when they cannot run).
 
     Returns:
         One value per query, in the dtype of v. Float64, float32, bfloat16 and float16, on any device, contiguous
@@ -76,6 +78,6 @@ def halo_attention(  # noqa: PLR0913  every argument is a choice that the paper 
     check_maps(q, k, v, stride)
     check_tables(table_h, table_w, table_rows(block, halo), table_widths(q.shape[-1], relative))
     tables = None if table_h is None or table_w is None else (table_h, table_w)
-    if chosen(impl, why_not_cpu=why_not_cpu(q, k, v)) == "cpu":
-        return halo_attention_cpu(q, k, v, tables, window)
-    return halo_attention_reference(q, k, v, tables, window)
+    run = {"cpu": halo_attention_cpu, "triton": halo_attention_triton, "reference": halo_attention_reference}
+    name = chosen(impl, why_not_cpu=why_not_cpu(q, k, v), why_not_triton=why_not_triton(q, k, v))
+    return run[name](q, k, v, tables, window)

@@ -1,0 +1,108 @@
+"""What the Triton kernels share: when they can run, in which precision, and how they are launched.
+
+Triton is imported where a kernel is first needed, never with the package.
+"""
+
+import functools
+import importlib.util
+from collections.abc import Mapping
+from contextlib import nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+NARROWEST = 16  # side of a matrix unit's operands
+WIDEST = 256  # channels of a head
+MOST_IMAGES = 65_535  # programs along the last axis of a grid
+
+
+def why_not_maps(**maps: Tensor) -> str | None:
+    """Why no kernel can take these maps, or None if one can: all on one GPU, in one dtype that kernels know."""
+    for name, tensor in maps.items():
+        if tensor.device.type != "cuda" and not interpreted():
+            return f"{name} is on {tensor.device}, not on a GPU"
+        if tensor.shape[-1] > WIDEST:
+            return f"the kernel takes heads of up to {WIDEST} channels, and {name} has {tensor.shape[-1]}"
+    first = next(iter(maps.values()))
+    if first.shape[0] > MOST_IMAGES:
+        return f"the kernel takes up to {MOST_IMAGES} images at a time, not {first.shape[0]}"
+    for what, values in (
+        ("dtype", {tensor.dtype for tensor in maps.values()}),
+        ("device", {tensor.device for tensor in maps.values()}),
+    ):
+        if len(values) > 1:
+            return f"the kernel wants one {what}, not {' and '.join(sorted(map(str, values)))}"
+    if first.dtype not in DTYPES:
+        return f"the kernel computes in float32, bfloat16 and float16, not in {first.dtype}"
+    return _why_not_device(first.device)
+
+
+@torch.compiler.assume_constant_result
+@functools.cache
+def _why_not_device(device: torch.device) -> str | None:
+    if not _found():
+        return "Triton is not installed; it comes with PyTorch for GPUs on Linux"
+    if device.type != "cuda" or torch.version.hip is not None:
+        return None
+    major, minor = torch.cuda.get_device_capability(device)
+    return None if major >= 8 else f"the kernel needs compute capability 8.0 or more, and {device} has {major}.{minor}"
+
+
+@torch.compiler.assume_constant_result
+@functools.cache
+def interpreted() -> bool:
+    """Whether Triton interprets its kernels (TRITON_INTERPRET=1), so that they run on the CPU, slowly, for tests."""
+    if not _found():
+        return False
+    import triton
+
+    return bool(triton.knobs.runtime.interpret)
+
+
+def _found() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+def precision(dtype: torch.dtype) -> str:
+    """How factors of a dtype are multiplied: float32 in three products of tf32, in one where PyTorch allows tf32."""
+    if dtype != torch.float32:
+        return "ieee"
+    return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "tf32x3"
+
+
+def padded(size: int, least: int = NARROWEST) -> int:
+    """The next power of two, which the sides of a kernel's blocks must be; at least `least`."""
+    return max(least, 1 << (size - 1).bit_length())
+
+
+class Map(NamedTuple):
+    """A map (b, h, w, heads, channels) for a kernel: where it begins, and its strides. Channels lie side by side."""
+
+    start: Tensor
+    image: int
+    row: int
+    col: int
+    head: int
+
+
+def as_map(tensor: Tensor) -> Map:
+    """A map (b, h, w, heads, channels) for a kernel."""
+    return Map(tensor, *tensor.stride()[:4])
+
+
+class Launch(NamedTuple):
+    """A kernel with everything that it is called with; calling it runs it."""
+
+    kernel: Any
+    grid: tuple[int, ...]
+    arguments: tuple[Any, ...]
+    choices: Mapping[str, Any]
+    """What the kernel is compiled for, with `num_warps` and `num_stages`."""
+    device: torch.device
+
+    def __call__(self) -> None:
+        """Run the kernel on its device; nothing is waited for."""
+        with torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
+            self.kernel[self.grid](*self.arguments, **self.choices)

@@ -1,0 +1,242 @@
+"""Halo attention on GPUs: the Triton kernels as a custom operator, forward and backward."""
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from parhelion.native import gpu, side_by_side
+from parhelion.native.gpu import Launch, as_map
+from parhelion.ops.halo.contract import Border, Offsets, Relative, Window
+from parhelion.ops.halo.triton_plan import Inputs, Plan, Sizes, Table, plan, warps
+
+# Programs that share the tiles of queries in the backward pass: eight for each of an H100's 132 multiprocessors, and as
+# many on any other GPU, so that the tables' gradients are summed in one order.
+PROGRAMS = 1056
+
+
+def why_not_triton(q: Tensor, k: Tensor, v: Tensor) -> str | None:
+    """Why the Triton kernels cannot take these maps, or None if they can."""
+    return gpu.why_not_maps(q=q, k=k, v=v)
+
+
+def halo_attention_triton(
+    q: Tensor, k: Tensor, v: Tensor, tables: tuple[Tensor, Tensor] | None, window: Window
+) -> Tensor:
+    """The operation on maps that `why_not_triton` has nothing against; shapes as in `halo_attention`.
+
+    Windows are never written out and scores never stored; the backward pass makes the scores anew. Products are
+    taken in the dtype of the maps (float32 as tf32 where `torch.backends.cuda.matmul.allow_tf32`), sums in float32,
+    without atomics: two runs are bitwise equal. Maps whose channels do not lie side by side are copied first. Second
+    derivatives are not available.
+    """
+    table_h, table_w = (None, None) if tables is None else tables
+    masked, summed = window.border == "masked", window.relative == "summed"
+    return _forward(
+        q, k, v, table_h, table_w, window.block, window.halo, window.stride, window.step, masked, summed, window.scale
+    )[0]
+
+
+class Call(NamedTuple):
+    """A call of the operation: what its three kernels are launched with."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    table_h: Tensor | None
+    table_w: Tensor | None
+    window: Window
+
+    @property
+    def sizes(self) -> Sizes:
+        """Pixels, queries and blocks along each axis, and heads."""
+        (h, w), (query_h, query_w) = self.k.shape[1:3], self.q.shape[1:3]
+        blocks_h, blocks_w = (-(-size // self.window.block) for size in (h, w))
+        return Sizes(h, w, query_h, query_w, blocks_h, blocks_w, self.q.shape[3])
+
+    @property
+    def units(self) -> int:
+        """Tiles of queries in all."""
+        sizes = self.sizes
+        return self.q.shape[0] * sizes.blocks_h * sizes.blocks_w * sizes.heads * self.plan(backward=True).tiles
+
+    def plan(self, *, backward: bool) -> Plan:
+        """How the work is cut."""
+        return plan(self.q, self.v, self.window, relative=self.table_h is not None, backward=backward)
+
+    @property
+    def gain(self) -> float:
+        """Factor on the gradients of queries (times the sign), keys and tables."""
+        return abs(self.window.scale)
+
+    def forward(self, out: Tensor, statistics: Tensor) -> Launch:
+        """Fills `out` and `statistics`."""
+        cut, sizes = self.plan(backward=False), self.sizes
+        grid = (sizes.blocks_w * sizes.heads * cut.tiles, sizes.blocks_h, self.q.shape[0])
+        return self._launch("forward", cut, warps(cut, backward=False), grid, out, statistics)
+
+    def backward_queries(self, saved: "Saved", grad_q: Tensor, grad_tables: Tensor) -> Launch:
+        """Fills `grad_q` and `saved.delta`, and adds to `grad_tables`: (programs, 2, offsets, channels), padded."""
+        grid = (grad_tables.shape[0],)
+        read = (saved.out, saved.statistics, saved.grad_out, saved.delta)
+        cut = self.plan(backward=True)
+        others = (*read, grad_q, grad_tables, self.gain, self.units)
+        return self._launch("backward_queries", cut, warps(cut, backward=True), grid, *others)
+
+    def backward_keys(self, saved: "Saved", grad_k: Tensor, grad_v: Tensor) -> Launch:
+        """Fills `grad_k` and `grad_v`; `saved.delta` must be there."""
+        cut = self.plan(backward=True)
+        rows, cols = (-(-(size + cut.key_shift) // cut.key_side) for size in self.k.shape[1:3])
+        grid = (cols * self.k.shape[3], rows, self.k.shape[0])
+        read = (saved.statistics, saved.delta, saved.grad_out)
+        others = (*read, grad_k, grad_v, self.gain)
+        return self._launch("backward_keys", cut, warps(cut, backward=True), grid, *others)
+
+    def _launch(self, name: str, cut: Plan, num_warps: int, grid: tuple[int, ...], *others: Any) -> Launch:
+        from parhelion.ops.halo import triton_kernels
+
+        choices = {"PLAN": cut, "num_warps": num_warps, "num_stages": 2, "enable_fp_fusion": True}
+        return Launch(getattr(triton_kernels, name), grid, (self._inputs(), *others), choices, self.q.device)
+
+    def _inputs(self) -> Inputs:
+        q, k, v = (as_map(tensor) for tensor in (self.q, self.k, self.v))
+        # A table that is absent is never read, but a kernel wants an address all the same.
+        table_h, table_w = (
+            Table(self.q, 0) if table is None else Table(table, table.stride(0))
+            for table in (self.table_h, self.table_w)
+        )
+        scale = self.window.scale
+        # A scale of zero zeroes the queries instead, so that minus infinity stays what it is.
+        sign = math.copysign(1.0, scale) if scale else 0.0
+        return Inputs(q, k, v, table_h, table_w, self.sizes, (abs(scale) or 1.0) * math.log2(math.e), sign)
+
+
+class Saved(NamedTuple):
+    """What the backward pass reads besides the inputs: maps (b, qh, qw, n, e) and numbers (b, qh, qw, n)."""
+
+    grad_out: Tensor
+    out: Tensor
+    statistics: Tensor
+    delta: Tensor
+
+
+def new_call(  # noqa: PLR0913  an operator's arguments are flat
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    table_h: Tensor | None,
+    table_w: Tensor | None,
+    block: int,
+    halo: int,
+    stride: int,
+    step: int,
+    masked: bool,
+    summed: bool,
+    scale: float,
+) -> Call:
+    """The call with an operator's arguments."""
+    q, k, v = (side_by_side(tensor) for tensor in (q, k, v))
+    table_h, table_w = (None if table is None else side_by_side(table) for table in (table_h, table_w))
+    border: Border = "masked" if masked else "zero"
+    relative: Relative = "summed" if summed else "halves"
+    offsets: Offsets = "pixels" if step == stride else "queries"
+    return Call(q, k, v, table_h, table_w, Window(block, halo, stride, border, scale, relative, offsets))
+
+
+@torch.library.custom_op("parhelion::halo_attention_triton", mutates_args=())
+def _forward(  # noqa: PLR0913  an operator's arguments are flat
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    table_h: Tensor | None,
+    table_w: Tensor | None,
+    block: int,
+    halo: int,
+    stride: int,
+    step: int,
+    masked: bool,
+    summed: bool,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    """The output, and for each query and head log2 of the sum over its keys of 2^logit."""
+    call = new_call(q, k, v, table_h, table_w, block, halo, stride, step, masked, summed, scale)
+    out, statistics = _forward_fake(q, k, v)
+    call.forward(out, statistics)()
+    return out, statistics
+
+
+@_forward.register_fake
+def _forward_fake(q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    return q.new_empty(*q.shape[:4], v.shape[-1]), q.new_empty(q.shape[:4], dtype=torch.float32)
+
+
+@torch.library.custom_op("parhelion::halo_attention_triton_backward", mutates_args=())
+def _backward(  # noqa: PLR0913  an operator's arguments are flat
+    grad_out: Tensor,
+    out: Tensor,
+    statistics: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    table_h: Tensor | None,
+    table_w: Tensor | None,
+    block: int,
+    halo: int,
+    stride: int,
+    step: int,
+    masked: bool,
+    summed: bool,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of q, k, v and the tables (empty where there is no table)."""
+    call = new_call(q, k, v, table_h, table_w, block, halo, stride, step, masked, summed, scale)
+    cut = call.plan(backward=True)
+    saved = Saved(grad_out.contiguous(), out, statistics, torch.empty_like(statistics))
+    grad_q, grad_k, grad_v = (tensor.new_empty(tensor.shape) for tensor in (q, k, v))
+    partial = q.new_zeros(min(PROGRAMS, call.units), 2, cut.padded_offsets, cut.padded_d, dtype=torch.float32)
+    call.backward_queries(saved, grad_q, partial)()
+    call.backward_keys(saved, grad_k, grad_v)()
+    if table_h is None or table_w is None:
+        return grad_q, grad_k, grad_v, q.new_empty(0), q.new_empty(0)
+    grad_h, grad_w = partial.sum(0)
+    first = cut.first_w
+    return (
+        grad_q,
+        grad_k,
+        grad_v,
+        grad_h[: table_h.shape[0], : cut.width_h].to(table_h.dtype, copy=True),
+        grad_w[: table_w.shape[0], first : first + cut.width_w].to(table_w.dtype, copy=True),
+    )
+
+
+@_backward.register_fake
+def _backward_fake(
+    grad_out: Tensor,
+    out: Tensor,
+    statistics: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    table_h: Tensor | None,
+    table_w: Tensor | None,
+    *_: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    grad_q, grad_k, grad_v = (tensor.new_empty(tensor.shape) for tensor in (q, k, v))
+    grad_h, grad_w = (q.new_empty(0) if table is None else table.new_empty(table.shape) for table in (table_h, table_w))
+    return grad_q, grad_k, grad_v, grad_h, grad_w
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*output, *inputs[:5])
+    ctx.choices = inputs[5:]
+
+
+def _differentiate(ctx: Any, grad_out: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    saved = ctx.saved_tensors  # once: under activation checkpointing a second look is an error
+    *maps, grad_table_h, grad_table_w = _backward(grad_out, *saved, *ctx.choices)
+    tables = (None, None) if saved[-1] is None else (grad_table_h, grad_table_w)
+    return *maps, *tables, *(None,) * len(ctx.choices)
+
+
+_forward.register_autograd(_differentiate, setup_context=_save)

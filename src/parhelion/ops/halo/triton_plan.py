@@ -1,0 +1,181 @@
+"""How the Triton kernels of halo attention cut their work, chosen from the shapes alone."""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from parhelion.native.gpu import Map, padded, precision
+from parhelion.ops.halo.contract import Window, table_rows, table_widths
+
+# A tile of keys costs as many instructions as this many keys more: counted in the machine code for sm_90.
+OVERHEAD_KEYS = 48
+# A tile of queries costs as many instructions as this many queries more.
+OVERHEAD_QUERIES = 16
+# Numbers that a thread may hold by the estimate below, forward and backward: above, the code for sm_90 spills them.
+MOST_FORWARD, MOST_BACKWARD = 200, 170
+
+
+class Plan(NamedTuple):
+    """What a kernel is compiled for: the shape of a head and its window, and the sides of the tiles.
+
+    Fields only, since a kernel does not see properties.
+    """
+
+    d: int
+    e: int
+    padded_d: int
+    padded_e: int
+    block: int
+    halo: int
+    side: int
+    """Pixels along one side of the window."""
+    stride: int
+    step: int
+    masked: bool
+    relative: bool
+    width_h: int
+    width_w: int
+    first_w: int
+    """First channel of a query that meets the table of columns."""
+    queries: int
+    """Queries in a tile of one block, a power of two."""
+    tiles: int
+    """Tiles of queries in a block."""
+    rows: int
+    cols: int
+    """Rows and columns of a tile of keys, powers of two."""
+    tail_rows: int
+    tail_cols: int
+    """The same for the columns of the window beyond `cols`; 0 where there are none."""
+    key_side: int
+    """Side of the tile of pixels that one program of the backward pass sums the gradients of keys and values for."""
+    key_shift: int
+    """How far these tiles begin before the image, so that few windows meet in one."""
+    padded_offsets: int
+    padded_side: int
+    exact: bool
+    """Whether the backward pass sums weights times their gradients itself, in a pass of its own, as float32 needs."""
+    precision: str
+
+
+class Table(NamedTuple):
+    """A table (offsets, channels) as a kernel takes it, channels side by side."""
+
+    start: Tensor
+    row: int
+
+
+class Sizes(NamedTuple):
+    """Pixels, queries and blocks along each axis, and heads, as a kernel takes them."""
+
+    h: int
+    w: int
+    query_h: int
+    query_w: int
+    blocks_h: int
+    blocks_w: int
+    heads: int
+
+
+class Inputs(NamedTuple):
+    """What all kernels read. Logits are `factor * (sign q)·(k + r)`, in units of log2."""
+
+    q: Map
+    k: Map
+    v: Map
+    table_h: Table
+    table_w: Table
+    sizes: Sizes
+    factor: float
+    sign: float
+
+
+def plan(q: Tensor, v: Tensor, window: Window, *, relative: bool, backward: bool) -> Plan:
+    """The plan for maps of these shapes and this dtype."""
+    d, e = q.shape[-1], v.shape[-1]
+    width_h, width_w = table_widths(d, window.relative)
+    queries = query_tile(window.queries**2)
+    most = 64 if backward or max(d, e) > 64 or q.element_size() > 2 else 128
+    (rows, cols), (tail_rows, tail_cols) = key_tiles(window.side, most=most)
+    key_side = min(8, 1 << (window.block.bit_length() - 1))
+    return Plan(
+        d=d,
+        e=e,
+        padded_d=padded(d),
+        padded_e=padded(e),
+        block=window.block,
+        halo=window.halo,
+        side=window.side,
+        stride=window.stride,
+        step=window.step,
+        masked=window.border == "masked",
+        relative=relative,
+        width_h=width_h,
+        width_w=width_w,
+        first_w=0 if window.relative == "summed" else width_h,
+        queries=queries,
+        tiles=-(-(window.queries**2) // queries),
+        rows=rows,
+        cols=cols,
+        tail_rows=tail_rows,
+        tail_cols=tail_cols,
+        key_side=key_side,
+        key_shift=key_shift(window.block, window.halo, key_side),
+        padded_offsets=padded(table_rows(window.block, window.halo)),
+        padded_side=padded(window.side),
+        exact=q.element_size() == 4,
+        precision=precision(q.dtype),
+    )
+
+
+def query_tile(queries: int) -> int:
+    """Queries in a tile, 16 to 64: those of a block in as few tiles as go without much left over."""
+    return min((16, 32, 64), key=lambda tile: (-(-queries // tile) * (tile + OVERHEAD_QUERIES), -tile))
+
+
+def key_tiles(side: int, *, most: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """(rows, cols) of the tiles of a window, and of those for its last columns, (0, 0) where the first cover all.
+
+    Sides are powers of two, which a window's is not, so a window of 18 columns is cut into 16 and 2.
+    """
+    whole = _panel(side, padded(side, 4), most)
+    begin = 1 << (side.bit_length() - 1)
+    if begin in (side, padded(side, 4)) or begin < 4:
+        return whole, (0, 0)
+    first, rest = _panel(side, begin, most), _panel(side, padded(side - begin, 4), most)
+    if _cost(side, *first) + _cost(side, *rest) < _cost(side, *whole):
+        return first, rest
+    return whole, (0, 0)
+
+
+def key_shift(block: int, halo: int, side: int) -> int:
+    """0, or half a tile if fewer windows then meet in a tile of `side` pixels; these are cut to half, so to speak."""
+    return min((0, side // 2), key=lambda shift: windows_met(block, halo, side, shift))
+
+
+def windows_met(block: int, halo: int, side: int, shift: int) -> int:
+    """Windows along an axis that a tile of `side` pixels meets, over all places it can have in a block."""
+    starts = range(-shift, block * side - shift, side)
+    return sum((start + side - 1 + halo) // block - -((block + halo - 1 - start) // block) + 1 for start in starts)
+
+
+def warps(cut: Plan, *, backward: bool) -> int:
+    """Warps of a program: one for 16 queries, or two if a thread had to hold too many numbers."""
+    keys = cut.rows * cut.cols
+    of_query = 2 * cut.padded_offsets + 2 * keys + cut.padded_d + cut.padded_e
+    if backward:
+        of_query += keys + 2 * cut.padded_side + cut.padded_d
+    # A warp has 32 threads for its 16 queries. Float32 is split into two numbers of tf32.
+    of_thread = of_query * (1 if cut.precision == "ieee" else 2) / 2
+    few = cut.queries // 16
+    return few if of_thread <= (MOST_BACKWARD if backward else MOST_FORWARD) else 2 * few
+
+
+def _panel(side: int, cols: int, most: int) -> tuple[int, int]:
+    """(rows, cols) of a tile with so many columns that costs least over the rows of the window."""
+    choices = [rows for rows in (1 << power for power in range(8)) if 16 <= rows * cols <= most]
+    return min(((rows, cols) for rows in choices), key=lambda tile: _cost(side, *tile))
+
+
+def _cost(side: int, rows: int, cols: int) -> int:
+    return -(-side // rows) * (rows * cols + OVERHEAD_KEYS)
