@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from cli.command_line import printed
 from PIL import Image
 from recipes.colour_folders import COLOURS, colour_folders, truncate
 
@@ -29,27 +30,6 @@ def run(data, tmp_path_factory):
     torch.set_num_threads(1)
     assert main(["train", "resnet_tiny", "--data", str(data), "--out", str(out), *QUICK]) == 0
     return out
-
-
-@pytest.fixture
-def refused(capsys):
-    """The one sentence with which the command line refuses its arguments."""
-
-    def sentence(*arguments):
-        code = main([str(argument) for argument in arguments])
-        said = capsys.readouterr()
-        assert code == 2
-        assert said.err.count("\n") == 1, said.err
-        assert said.err.startswith("parhelion: ")
-        return said.err
-
-    return sentence
-
-
-def printed(capsys, *arguments):
-    capsys.readouterr()
-    assert main([str(argument) for argument in arguments]) == 0
-    return capsys.readouterr().out
 
 
 # help and listings

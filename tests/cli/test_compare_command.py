@@ -3,7 +3,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from evaluate.pretend_runs import pretend_run
+from evaluate.pretend_runs import pretend_detection, pretend_run
 from PIL import Image
 
 from parhelion.cli import main
@@ -49,6 +49,27 @@ def test_json_has_exact_numbers(runs: list[str], tmp_path: Path, capsys: pytest.
     assert (first["seeds"], second["model"], second["finished"]) == ([0, 3], "halonet_tiny", True)
     last = [json.loads((Path(run) / "metrics.jsonl").read_text().splitlines()[-1])["top1"] for run in runs[:2]]
     assert (first["top1"]["low"], first["top1"]["high"]) == (min(last), max(last))
+
+
+def test_detectors_are_printed_and_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = [str(pretend_detection(tmp_path / f"d{seed}", seed=seed)) for seed in (0, 3)]
+    assert main(["compare", *made, "--out", str(tmp_path / "c.png")]) == 0
+    headings, row, *_ = (line.split("\t") for line in capsys.readouterr().out.splitlines())
+    assert (row[:2], headings[5]) == (["mask_rcnn resnet_tiny", "0, 3"], "mask AP")
+    assert main(["compare", *made, "--json", "--out", str(tmp_path / "c.png")]) == 0
+    (group,) = json.loads(capsys.readouterr().out)
+    last = [json.loads((Path(run) / "metrics.jsonl").read_text().splitlines()[-1])["mask_ap"] for run in made]
+    assert (group["task"], group["mask_ap"]["low"], group["mask_ap"]["high"]) == ("detection", min(last), max(last))
+
+
+def test_detectors_and_classifiers_are_not_mixed(
+    runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    detector = str(pretend_detection(tmp_path / "detector"))
+    assert main(["compare", runs[0], detector, "--out", str(tmp_path / "c.png")]) == 2
+    said = capsys.readouterr().err
+    assert (said.count("\n"), "compare those of one task at a time" in said) == (1, True), said
+    assert not (tmp_path / "c.png").exists()
 
 
 @pytest.mark.parametrize(

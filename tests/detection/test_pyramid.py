@@ -12,7 +12,9 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from parhelion.detection.pyramid import Pyramid, at_least_float32, freeze_norms, named_backbone
 from parhelion.errors import UserError
+from parhelion.models import catalog
 from parhelion.models.catalog import create_model
+from parhelion.models.resnet import ResNet
 from parhelion.recipes.preparing import frozen_parts
 
 B, CHANNELS, H, W = 2, 5, 64, 96
@@ -242,6 +244,19 @@ def test_maps_that_do_not_halve_are_refused(reductions: tuple[int, ...], written
 )
 def test_what_cannot_be_built_is_refused_in_one_sentence(name: str, choices: dict[str, Any], sentence: str) -> None:
     assert sentence in refused(name, **choices)
+
+
+def test_a_model_of_ours_is_built_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    built = []
+
+    class Counted(ResNet):
+        def __init__(self, *arguments: Any, **named: Any) -> None:
+            built.append(self)
+            super().__init__(*arguments, **named)
+
+    monkeypatch.setattr(catalog, "ResNet", Counted)
+    assert pyramid("halonet_tiny", stem="conv7").reductions == (4, 8, 16)
+    assert len(built) == 1
 
 
 def test_a_model_of_timm_without_maps_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

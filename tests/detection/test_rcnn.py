@@ -1,144 +1,31 @@
-"""R-CNNs: torchvision's to the last digits, images of all sizes, frozen parts, half precision, small masks."""
+"""R-CNNs: images of all sizes, small masks, any module as backbone, and what cannot be built."""
 
-from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
 import torch
+from small_rcnns import (
+    CLASSES,
+    CONV7,
+    FOUND,
+    IMAGE_PX,
+    LOSSES,
+    SIZES,
+    SMALL,
+    assert_finite_gradients,
+    images_of,
+    small,
+    small_boxes,
+    targets_of,
+)
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
-from torchvision.models.detection import FasterRCNN, MaskRCNN, maskrcnn_resnet50_fpn
-from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
-from torchvision.models.detection.transform import resize_boxes
-from torchvision.ops import FrozenBatchNorm2d
 
 from parhelion.detection import faster_rcnn, mask_rcnn
-from parhelion.detection.masks import pasted
 from parhelion.errors import UserError
 from parhelion.models.catalog import create_model
-from parhelion.models.timm_resnets import our_name
-from parhelion.recipes.preparing import frozen_parts
-from parhelion.train.loop import Step
 
-CLASSES, IMAGE_PX, FOUND = 3, 96, 7
-SMALL = {"widths": (8, 16, 8), "rpn_post_nms_top_n_train": 50, "box_batch_size_per_image": 16}
-SMALL |= {"box_score_thresh": 0.0, "box_detections_per_img": FOUND}
-CONV7 = {"stem": "conv7"}
 OURS = ["resnet_tiny", "halonet_tiny", "gsa_tiny"]
 BACKBONES = [*OURS, "timm:resnet18", "timm:test_vit"]
-SIZES = [(64, 112), (71, 40)]
-LOSSES = {"loss_classifier", "loss_box_reg", "loss_mask", "loss_objectness", "loss_rpn_box_reg"}
-
-
-def small(name: str = "resnet_tiny", **settings: Any) -> MaskRCNN:
-    choices = {} if name.startswith("timm:") else CONV7
-    return mask_rcnn(name, CLASSES, **{"image_px": IMAGE_PX, "choices": choices, **SMALL, **settings})
-
-
-def small_boxes(name: str = "resnet_tiny", **settings: Any) -> FasterRCNN:
-    boxes_only = {**SMALL, "widths": SMALL["widths"][:2]}
-    return faster_rcnn(name, CLASSES, **{"image_px": IMAGE_PX, "choices": CONV7, **boxes_only, **settings})
-
-
-def images_of(sizes: Sequence[tuple[int, int]], *, dtype: torch.dtype = torch.float32) -> list[Tensor]:
-    return [torch.rand(3, h, w, dtype=dtype) for h, w in sizes]
-
-
-def targets_of(sizes: Sequence[tuple[int, int]]) -> list[dict[str, Tensor]]:
-    """In each image but the last two objects whose masks fill their boxes; in that none."""
-    targets = []
-    for h, w in sizes[:-1]:
-        boxes = torch.tensor([[5, 3, w // 2, 2 * h // 3], [w // 4, h // 3, w - 1, h - 2]])
-        masks = torch.zeros(2, h, w, dtype=torch.uint8)
-        for mask, (left, top, right, bottom) in zip(masks, boxes.tolist(), strict=True):
-            mask[top:bottom, left:right] = 1
-        targets.append({"boxes": boxes.float(), "labels": torch.tensor([1, 3]), "masks": masks})
-    h, w = sizes[-1]
-    nothing = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
-    return [*targets, {**nothing, "masks": torch.zeros(0, h, w, dtype=torch.uint8)}]
-
-
-def assert_finite_gradients(model: nn.Module, losses: dict[str, Tensor]) -> None:
-    assert losses.keys() == LOSSES
-    assert all(loss.isfinite() for loss in losses.values())
-    sum(losses.values()).backward()
-    for name, parameter in model.named_parameters():
-        assert parameter.grad is not None, name
-        assert parameter.grad.isfinite().all(), name
-
-
-PARITY = {"box_score_thresh": 0.0, "box_detections_per_img": FOUND, "box_batch_size_per_image": 16}
-PARITY |= {"rpn_post_nms_top_n_train": 60, "rpn_post_nms_top_n_test": 60}
-
-
-def torchvisions(norm: str) -> MaskRCNN:
-    """Its Mask R-CNN, in float64, that scales as ours does; weights and statistics unlike any start."""
-    arguments = {"min_size": IMAGE_PX, "max_size": IMAGE_PX, "_skip_resize": True, **PARITY}
-    if norm == "batch":
-        model = maskrcnn_resnet50_fpn(weights=None, weights_backbone=None, **arguments)
-    else:
-        body = resnet_fpn_backbone(
-            backbone_name="resnet50", weights=None, norm_layer=FrozenBatchNorm2d, trainable_layers=5
-        )
-        model = MaskRCNN(body, 91, **arguments)
-    for name, tensor in model.state_dict().items():
-        if name.endswith("running_var"):
-            tensor.uniform_(1.0, 3.0)
-        elif name.startswith("backbone.body") and tensor.ndim == 1:
-            tensor += 0.1 * torch.randn_like(tensor)
-        elif name.startswith(("rpn.head.", "roi_heads.box_predictor.")) and tensor.ndim > 1:
-            tensor *= 5
-    return model.double()
-
-
-def as_ours(name: str) -> str:
-    """Our name of a tensor of torchvision's."""
-    body = "backbone.body."
-    return f"{body}model.{our_name(name.removeprefix(body))}" if name.startswith(body) else name
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("backbone", "norm"), [("timm:resnet50", "frozen"), ("resnet50", "batch")])
-def test_with_torchvisions_weights_losses_and_detections_are_torchvisions(backbone: str, norm: str) -> None:
-    theirs = torchvisions(norm)
-    ours = mask_rcnn(backbone, 90, image_px=IMAGE_PX, norm=norm, **PARITY).double()
-    weights = theirs.state_dict()
-    if backbone == "resnet50":
-        weights = {as_ours(name): tensor for name, tensor in weights.items()}
-    # timm's names are torchvision's.
-    ours.load_state_dict(weights)
-    assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters())
-
-    images, targets = images_of(SIZES, dtype=torch.float64), targets_of(SIZES)
-    losses = []
-    for model in (theirs, ours):
-        torch.manual_seed(11)
-        with torch.no_grad():
-            losses.append(model.train()(images, targets))
-    assert losses[1].keys() == losses[0].keys() == LOSSES
-    for name, loss in losses[0].items():
-        torch.testing.assert_close(losses[1][name], loss, rtol=1e-8, atol=0.0)
-
-    with torch.no_grad():
-        expected, found = theirs.eval()(images), ours.eval()(images)
-    for size, those, these in zip(SIZES, expected, found, strict=True):
-        assert len(these["boxes"]) == FOUND
-        assert torch.equal(these["labels"], those["labels"])
-        torch.testing.assert_close(these["scores"], those["scores"], rtol=1e-8, atol=0.0)
-        torch.testing.assert_close(these["boxes"], those["boxes"], rtol=1e-8, atol=1e-8)
-        assert these["masks"].shape == (FOUND, 28, 28)
-        whole = torch.stack([pasted(*one, size) for one in zip(these["masks"], these["boxes"], strict=True)])
-        assert torch.equal(whole, those["masks"][:, 0] >= 0.5)
-
-
-def test_the_weights_of_torchvisions_mask_rcnn_are_all_there() -> None:
-    with torch.device("meta"):
-        theirs = maskrcnn_resnet50_fpn(weights=None, weights_backbone=None).state_dict()
-        ours = mask_rcnn("resnet50", 90).state_dict()
-        timms = mask_rcnn("timm:resnet50", 90).state_dict()
-    shapes = {name: tensor.shape for name, tensor in theirs.items()}
-    assert {name: tensor.shape for name, tensor in timms.items()} == shapes
-    assert {name: tensor.shape for name, tensor in ours.items()} == {as_ours(name): s for name, s in shapes.items()}
 
 
 @pytest.mark.slow
@@ -244,159 +131,6 @@ def test_faster_rcnn_is_mask_rcnn_without_masks() -> None:
             assert these.keys() == {"boxes", "labels", "scores"}
             assert all(torch.equal(these[name], those[name]) for name in these)
     assert boxes.train()(images, targets_of(SIZES)).keys() == LOSSES - {"loss_mask"}
-
-
-def test_frozen_norms_stay_while_everything_else_learns() -> None:
-    model = small("halonet_tiny", norm="frozen")
-    assert not any(isinstance(module, _NormBase) for module in model.modules())
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    norms = {
-        f"{path}.{name}"
-        for path, m in model.named_modules()
-        if "Frozen" in type(m).__name__
-        for name in dict(m.named_buffers())
-    }
-    assert norms
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    for _ in range(2):
-        optimizer.zero_grad()
-        sum(model(images_of(SIZES), targets_of(SIZES)).values()).backward()
-        optimizer.step()
-    changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
-    assert not changed & norms
-    assert changed == {name for name, _ in model.named_parameters()}
-
-
-def test_norms_of_the_batch_move() -> None:
-    model = small("halonet_tiny")
-    model(images_of(SIZES), targets_of(SIZES))
-    counts = {int(tensor) for name, tensor in model.state_dict().items() if name.endswith("num_batches_tracked")}
-    assert counts == {1}
-
-
-@pytest.mark.parametrize("name", ["gsa_tiny", "timm:resnet18"])
-def test_frozen_parts_neither_learn_nor_move(name: str) -> None:
-    model = small(name)
-    frozen = frozen_parts(model, 2)
-    before = [{key: tensor.clone() for key, tensor in part.state_dict().items()} for part in frozen]
-    step = Step(model, lambda model, batch: model(*batch), frozen=frozen)
-    step.train()
-    sum(model(images_of(SIZES), targets_of(SIZES)).values()).backward()
-    frozen_parameters = {id(parameter) for part in frozen for parameter in part.parameters()}
-    assert frozen_parameters
-    for key, parameter in model.named_parameters():
-        assert (parameter.grad is None) == (id(parameter) in frozen_parameters), key
-    for part, state in zip(frozen, before, strict=True):
-        assert all(torch.equal(tensor, state[key]) for key, tensor in part.state_dict().items())
-    with pytest.raises(UserError, match=f"freeze is 9, but the model has {len(model.parts)} parts"):
-        frozen_parts(model, 9)
-
-
-@pytest.mark.parametrize("name", ["halonet_tiny", "timm:resnet18"])
-def test_computing_blocks_again_gives_the_same_losses_and_gradients(name: str) -> None:
-    model, images = small(name, norm="frozen"), images_of(SIZES)
-    kept = []
-    for recompute in (False, True):
-        model.set_grad_checkpointing(recompute)
-        model.zero_grad()
-        torch.manual_seed(13)
-        losses = model(images, targets_of(SIZES))
-        sum(losses.values()).backward()
-        gradients = {key: parameter.grad.clone() for key, parameter in model.named_parameters()}
-        kept.append({**{key: loss.detach() for key, loss in losses.items()}, **gradients})
-    for key, tensor in kept[0].items():
-        torch.testing.assert_close(kept[1][key], tensor, rtol=1e-4, atol=1e-6, msg=key)
-
-
-def test_bottlenecks_are_those_of_the_backbone() -> None:
-    model = small("halonet_tiny")
-    assert model.bottlenecks == model.backbone.body.model.bottlenecks
-
-
-def tensors_in(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, dict):
-        for part in value.values():
-            yield from tensors_in(part)
-    elif isinstance(value, (list, tuple)):
-        for part in value:
-            yield from tensors_in(part)
-
-
-def watched(model: nn.Module, names: Sequence[str]) -> dict[str, Any]:
-    """What the modules of these names return, filled when the model runs."""
-    seen: dict[str, Any] = {}
-    for name in names:
-        model.get_submodule(name).register_forward_hook(
-            lambda _module, _inputs, output, name=name: seen.__setitem__(name, output)
-        )
-    return seen
-
-
-BETWEEN = ["backbone", "rpn.head", "rpn", "roi_heads.box_roi_pool", "roi_heads.box_predictor", "roi_heads"]
-OF_MASKS = ["roi_heads.mask_roi_pool", "roi_heads.mask_predictor"]
-IN_HALF = ["backbone.body", "backbone.fpn", "rpn.head.conv", "roi_heads.box_head", "roi_heads.mask_head"]
-
-
-def float_types(value: Any) -> set[torch.dtype]:
-    return {tensor.dtype for tensor in tensors_in(value) if tensor.is_floating_point()}
-
-
-@pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("name", ["halonet_tiny", "gsa_tiny", "timm:resnet18"])
-def test_under_autocast_everything_between_the_heads_is_float32(name: str, training: bool) -> None:
-    model = small(name).train(training)
-    seen = watched(model, [*BETWEEN, *OF_MASKS, *IN_HALF])
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        answer = model(images_of(SIZES), targets_of(SIZES) if training else None)
-    for module in [*BETWEEN, *OF_MASKS]:
-        assert float_types(seen[module]) == {torch.float32}, module
-    # Otherwise the test would show nothing.
-    for module in IN_HALF:
-        assert float_types(seen[module]) == {torch.bfloat16}, module
-    assert float_types(answer) == {torch.float32}
-    assert all(tensor.isfinite().all() for tensor in tensors_in(answer))
-
-
-class Replay(nn.Module):
-    """Says again what was said before."""
-
-    def __init__(self, output: Any) -> None:
-        super().__init__()
-        self.output = output
-
-    def forward(self, *_inputs: Any) -> Any:
-        return self.output
-
-
-def test_boxes_under_autocast_are_those_of_float32_for_the_same_logits() -> None:
-    model = small("halonet_tiny").eval()
-    seen = watched(model, ["transform", "backbone", "rpn.head", "rpn", "roi_heads.box_predictor", "roi_heads"])
-    with torch.no_grad():
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            model(images_of(SIZES))
-        (images, _), (proposals, _), (found, _) = seen["transform"], seen["rpn"], seen["roi_heads"]
-        features, predicted = seen["backbone"], seen["roi_heads.box_predictor"]
-        model.rpn.head = Replay(seen["rpn.head"])
-        again, _ = model.rpn(images, features)
-        boxes, scores, labels = model.roi_heads.postprocess_detections(*predicted, proposals, images.image_sizes)
-    for these, those in zip(again, proposals, strict=True):
-        assert len(these) > FOUND
-        assert torch.equal(these, those)
-    for number, one in enumerate(found):
-        assert torch.equal(one["scores"], scores[number])
-        assert torch.equal(one["labels"], labels[number])
-        # The heads' answer meanwhile holds the boxes in pixels of the image as it came.
-        assert torch.equal(one["boxes"], resize_boxes(boxes[number], images.image_sizes[number], SIZES[number]))
-
-
-def test_a_model_in_float64_stays_there() -> None:
-    model = small("gsa_tiny").double().eval()
-    seen = watched(model, [*BETWEEN, *OF_MASKS])
-    with torch.no_grad():
-        found = model(images_of(SIZES, dtype=torch.float64))
-    assert float_types(found) == float_types(seen) == {torch.float64}
 
 
 def own_backbone() -> nn.Module:

@@ -6,9 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from parhelion.evaluate.saved import Classifier, save_classifier
+from parhelion.evaluate.saved_detector import Detector, built, save_detector
 from parhelion.models.catalog import create_model
 from parhelion.recipes.classification_recipe import ClassificationRecipe
+from parhelion.recipes.detection_recipe import DetectionRecipe
+from parhelion.recipes.recipe import Recipe
 from parhelion.train.record import RunRecord
+
+DETECTED = ("a", "b", "c")
 
 
 def pretend_run(
@@ -26,11 +31,35 @@ def pretend_run(
     return pretend(recipe, folder, done=done, best=best, data=data)
 
 
+def pretend_detection(
+    folder: Path,
+    model: str = "resnet_tiny",
+    *,
+    best: float = 0.4,
+    data: str = "coco:scenes",
+    init_from: str | None = None,
+    **fields: Any,
+) -> Path:
+    """A run of a small detector, all its epochs over, whose average precision rises towards `best`."""
+    small = {"image_px": 64, "epochs": 3, "lr_per_256": 0.1, "fpn_width": 8, "box_width": 16, "mask_width": 8}
+    recipe = DetectionRecipe(model=model, **{**small, **fields})
+    record = _record(recipe, folder, data=data, init_from=init_from)
+    for epoch in range(1, recipe.epochs + 1):
+        box = best * (1 - 0.4 * math.exp(-4 * epoch / recipe.epochs)) + 0.002 * math.sin(7 * epoch + recipe.seed)
+        row = {"epoch": epoch, "train_loss": 2 - box, "box_ap": box, "box_ap50": 1.5 * box}
+        row |= {"mask_ap": 0.9 * box, "mask_ap50": 1.3 * box} if recipe.masks else {}
+        record.add({**row, "seconds": 60.0 + recipe.seed, "images_per_second": 10.0})
+    arguments = json.loads(json.dumps(recipe.detector(len(DETECTED))))
+    detector = Detector(
+        model=built(arguments), arguments=arguments, class_names=DETECTED, category_ids=(3, 7, 90), metrics={}
+    )
+    save_detector(folder / "weights.safetensors", detector)
+    return folder
+
+
 def pretend(recipe: ClassificationRecipe, folder: Path, *, done: int | None, best: float, data: str) -> Path:
     """A run of `recipe`, as `pretend_run` makes it."""
-    environment = {"hardware": {"cpu": "one like any other", "gpus": []}}
-    resolved = {**recipe.as_dict(), "data": data, "data_dir": None, "init_from": None}
-    record = RunRecord(folder, recipe=resolved, environment=environment)
+    record = _record(recipe, folder, data=data)
     seed, epochs = recipe.seed, recipe.epochs
     for epoch in range(1, (epochs if done is None else done) + 1):
         top1 = best * (1 - 0.4 * math.exp(-4 * epoch / epochs)) + 0.002 * math.sin(7 * epoch + seed)
@@ -49,3 +78,9 @@ def pretend(recipe: ClassificationRecipe, folder: Path, *, done: int | None, bes
     )
     save_classifier(folder / "weights.safetensors", classifier)
     return folder
+
+
+def _record(recipe: Recipe, folder: Path, *, data: str, init_from: str | None = None) -> RunRecord:
+    environment = {"hardware": {"cpu": "one like any other", "gpus": []}}
+    resolved = {**recipe.as_dict(), "data": data, "data_dir": None, "init_from": init_from}
+    return RunRecord(folder, recipe=resolved, environment=environment)

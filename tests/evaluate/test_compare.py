@@ -8,7 +8,7 @@ from evaluate.pretend_runs import pretend_run
 from PIL import Image
 
 from parhelion.errors import UserError
-from parhelion.evaluate.compare import HEADINGS, Spread, cells, grouped, notes, read_run, read_runs, spread_text
+from parhelion.evaluate.compare import Spread, grouped, notes, read_run, read_runs, spread_text, table
 from parhelion.evaluate.compare_chart import compare_chart
 from parhelion.models.catalog import create_model
 from parhelion.models.count import multiply_adds, parameters
@@ -73,13 +73,13 @@ def test_groups_of_one_model_are_named_by_what_tells_them_apart(runs: Path, tmp_
     bundled = pretend_run(tmp_path / "bundled", data="bundled")
     groups = grouped(read_runs([runs / "halo", bundled]))
     assert [group.label for group in groups] == ["halonet_tiny, data=fashion-mnist", "resnet_tiny, data=bundled"]
-    assert "accuracies on different images cannot be compared" in notes(groups)
+    assert "scores on different images cannot be compared" in notes(groups)
 
 
 def test_an_unfinished_run_is_shown_as_such_beside_the_finished_ones(runs: Path) -> None:
     groups = grouped(read_runs([runs / "r0", runs / "stopped"]))
     assert [group.label for group in groups] == ["resnet_tiny", "resnet_tiny, unfinished, 2 of 3 epochs"]
-    assert cells(groups[1])[2] == "2 of 3"
+    assert table(groups)[2][2] == "2 of 3"
     assert groups[1].as_dict()["finished"] is False
     assert "a run that has not done all its epochs stands at the last it did" in notes(groups)
 
@@ -99,8 +99,9 @@ def test_times_of_different_machines_are_told(runs: Path) -> None:
 
 def test_the_table_says_the_spread_where_there_is_one(runs: Path) -> None:
     (group,) = grouped(read_runs([runs / "r0"]))
-    assert len(cells(group)) == len(HEADINGS)
-    assert cells(group)[6:] == ("0.307 M", "10.5 M", "447 s")
+    headings, row = table([group])
+    assert len(row) == len(headings)
+    assert row[6:] == ("0.307 M", "10.5 M", "447 s")
     assert spread_text(Spread(mean=2, low=1, high=4), str) == "2 (1 to 4)"
     assert spread_text(Spread(mean=2, low=2, high=2), str) == "2"
 

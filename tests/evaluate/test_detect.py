@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from data.coco_folders import CATEGORIES, VAL_SIZES, content, opened, val_content, write_coco
-from evaluate.test_saved_detector import small_detector
+from evaluate.small_detectors import small_detector
 from torch import Tensor, nn
 
 from parhelion.data.coco import CocoImages

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from evaluate.test_saved_detector import CLASSES, small_detector
+from evaluate.small_detectors import CLASSES, small_detector
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -254,6 +254,17 @@ def test_what_is_no_weights_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "run" / "weights.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
     assert "not a whole safetensors file" in refused(model, path)
+
+
+@pytest.mark.parametrize("part", ["backbone.body.model.stages.0.0.reduce.weight", "roi_heads.box_head.fc6.bias"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_detector_with_numbers_that_are_not_finite_is_refused(tmp_path: Path, part: str, value: float) -> None:
+    (tmp_path / "run").mkdir()
+    detector = small_detector()
+    detector.model.state_dict()[part].view(-1)[1] = value
+    save_detector(tmp_path / "run" / "weights.safetensors", detector)
+    sentence = refused(small_detector().model, tmp_path / "run")
+    assert sentence == f"{tmp_path / 'run'} holds numbers that are not finite in 1 tensors (first: {part})"
 
 
 def test_a_classifier_is_no_start_for_a_backbone_of_timm(tmp_path: Path) -> None:

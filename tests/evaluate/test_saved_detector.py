@@ -8,57 +8,15 @@ from typing import Any
 
 import pytest
 import torch
+from evaluate.small_detectors import ARGUMENTS, CATEGORY_IDS, CLASSES, small_detector
 from safetensors.torch import save_file
 
 from parhelion.data.transforms import Preprocessing
 from parhelion.errors import UserError
 from parhelion.evaluate.saved import Classifier, save_classifier
-from parhelion.evaluate.saved_detector import (
-    Detector,
-    built,
-    holds_detector,
-    load_detector,
-    save_detector,
-    with_image_px,
-)
+from parhelion.evaluate.saved_detector import built, holds_detector, load_detector, save_detector, with_image_px
 from parhelion.models.catalog import create_model
 from parhelion.train import checkpoint
-
-CLASSES, CATEGORY_IDS = ("Größe", "a/b", "c"), (3, 7, 90)
-ARGUMENTS = {
-    "kind": "mask_rcnn",
-    "backbone": "halonet_tiny",
-    "num_classes": 3,
-    "image_px": 96,
-    "in_chans": 3,
-    "norm": "batch",
-    "widths": [8, 16, 8],
-    "choices": {"stem": "conv7", "heads": [2, 4, 8]},
-    "image_mean": [0.25, 0.5, 0.75],
-    "image_std": [0.5, 0.25, 0.125],
-    "rpn_post_nms_top_n_train": 50,
-    "box_batch_size_per_image": 16,
-    "box_score_thresh": 0.0,
-    "box_detections_per_img": 7,
-}
-
-
-def small_detector(*, class_names: tuple[str, ...] = CLASSES, **changes: Any) -> Detector:
-    """One as `parhelion train` leaves it, its statistics unlike their start; `changes` of the arguments."""
-    arguments = {**ARGUMENTS, "num_classes": len(class_names), **changes}
-    if arguments["kind"] == "faster_rcnn":
-        arguments["widths"] = arguments["widths"][:2]
-    model = built(arguments).eval()
-    for tensor in model.state_dict().values():
-        tensor += 0.1 * torch.rand_like(tensor) if tensor.is_floating_point() and tensor.ndim == 1 else 0
-    return Detector(
-        model=model,
-        arguments=arguments,
-        class_names=class_names,
-        category_ids=CATEGORY_IDS[: len(class_names)],
-        epoch=4,
-        metrics={"box_ap": 0.25},
-    )
 
 
 def saved(folder: Path, **changes: Any) -> Path:
@@ -110,6 +68,30 @@ def test_another_image_size_changes_the_scale_alone(backbone: str) -> None:
     assert detector.arguments["image_px"] == 96
     images, _ = larger.model.transform([torch.rand(3, 50, 80)])
     assert images.image_sizes == [(100, 160)]
+
+
+def test_tables_for_another_image_size_are_not_saved_before_they_are_made(tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    larger = with_image_px(small_detector(backbone="gsa_tiny", choices={"stem": "conv7"}), 160)
+    with pytest.raises(UserError) as caught:
+        save_detector(path, larger)
+    assert str(caught.value) == (
+        "the detector is for images of 160 pixels, but its tables of global attention are not; call "
+        "detector.model.backbone.body.model.resize(image_size=(160, 160)) before it is saved"
+    )
+    assert not path.exists()
+    larger.model.backbone.body.model.resize(image_size=(160, 160))
+    save_detector(path, larger)
+    images = [torch.rand(3, 50, 80)]
+    (these,), (those,) = load_detector(path).model(images), larger.model(images)
+    assert all(torch.equal(these[name], those[name]) for name in those)
+
+
+def test_another_image_size_without_tables_is_saved(tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    for backbone in ({}, {"backbone": "timm:test_resnet", "choices": {}}):
+        save_detector(path, with_image_px(small_detector(**backbone), 160))
+        assert load_detector(path).model.transform.max_size == 160
 
 
 def test_stochastic_depth_is_for_training_and_stands_in_no_file(tmp_path: Path) -> None:

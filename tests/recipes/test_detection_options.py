@@ -124,6 +124,16 @@ def test_the_rate_falls_after_so_many_updates_or_after_those_that_are_named(trai
     assert rates(named) == pytest.approx([peak, peak / 10, peak / 10, peak / 100])
 
 
+def test_a_short_try_of_a_long_recipe_trains_and_says_that_the_rate_does_not_fall(data, tmp_path, capsys, monkeypatch):
+    draw_nothing(monkeypatch)
+    long = replace(BASE, schedule="step", drop_updates=(1, 60_000), updates=2, warmup_epochs=0.0)
+    train(long, data=data, out=tmp_path / "run")
+    assert capsys.readouterr().err.splitlines() == [
+        "parhelion: drop_updates is 60000, but the run ends after 2 updates: the learning rate does not fall there"
+    ]
+    assert len(rates(tmp_path / "run")) == 2
+
+
 def test_frozen_parts_are_saved_as_they_began(trained):
     ours, begun = weights(trained(replace(BASE, freeze=2))), weights(trained(replace(BASE, freeze=2, updates=1)))
     body = "backbone.body.model."

@@ -9,18 +9,16 @@ import sys
 
 import pytest
 import torch
+from recipes.interrupted_runs import assert_same_run, rows, saved, stop_at
 from recipes.tiny_scenes import CATEGORIES, change, draw_nothing, quick_detector, tiny_scenes
-from safetensors.torch import load_file
 
 from parhelion.cli import main
 from parhelion.errors import UserError
 from parhelion.evaluate import detect
 from parhelion.recipes.detection import train
 from parhelion.recipes.detection_album import SHEET
-from parhelion.train import loop
 from parhelion.train.stopping import Stopped
 
-TIMES = {"seconds", "data_wait_seconds", "images_per_second"}
 # All that draws random numbers or remembers, at once.
 CHANGES = {
     "epochs": 3,
@@ -51,44 +49,13 @@ def whole(data, tmp_path_factory):
     with pytest.MonkeyPatch.context() as monkeypatch:
         draw_nothing(monkeypatch)
         train(quick_detector(**CHANGES), data=data, out=out, quiet=True)
+    assert len(rows(out / "losses.jsonl")) == UPDATES
     return out
 
 
 @pytest.fixture
 def no_pictures(monkeypatch):
     draw_nothing(monkeypatch)
-
-
-def rows(path):
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    return [{name: value for name, value in row.items() if name not in TIMES} for row in lines]
-
-
-def assert_same_run(ours, theirs):
-    for name in ("weights.safetensors", "best.safetensors"):
-        one, other = load_file(ours / name), load_file(theirs / name)
-        assert one.keys() == other.keys()
-        assert all(torch.equal(one[key], other[key]) for key in one), name
-    for name in ("metrics.jsonl", "losses.jsonl"):
-        assert rows(ours / name) == rows(theirs / name)
-    assert len(rows(ours / "losses.jsonl")) == UPDATES
-
-
-def saved(out):
-    return sorted(folder.name for folder in (out / "checkpoints").iterdir())
-
-
-def stop_at(monkeypatch, update, act):
-    """Let `act` happen during the training step of that update, the first time."""
-    step, done = loop._update, []
-
-    def watched(run, parts, watch):
-        if run.state.update == update and not done:
-            done.append(update)
-            act()
-        return step(run, parts, watch)
-
-    monkeypatch.setattr(loop, "_update", watched)
 
 
 @pytest.mark.usefixtures("no_pictures")

@@ -81,8 +81,13 @@ WRONG_DETECTORS = [
     ("choices", ("halo",)),
 ]
 DROPS = [(0, 3), (5, 3), (3, 3), (-1,), (2.5,)]
-# Any model may be fine-tuned, and the hybrid is no longer what its row is called.
-OTHER_NAMES = {"finetune": "finetune", "mask_rcnn_finetune": "mask_rcnn_finetune", "hybrid_tiny": "hybrid"}
+# Any model may be fine-tuned, and the hybrids are no longer what their row is called.
+OTHER_NAMES = {
+    "finetune": "finetune",
+    "mask_rcnn_finetune": "mask_rcnn_finetune",
+    "hybrid_tiny": "hybrid",
+    "mask_rcnn_hybrid_tiny": "mask_rcnn_hybrid",
+}
 
 
 @pytest.mark.parametrize(("field", "value"), WRONG)
@@ -118,6 +123,23 @@ def test_updates_to_drop_after_must_rise_from_above_0(quick, drops):
 def test_the_step_schedule_alone_takes_steps_and_one_kind_of_them(steps):
     with pytest.raises(UserError, match="the schedule step needs one of the two, and no other takes them"):
         quick_detector(**steps).check()
+
+
+@pytest.mark.parametrize(
+    ("steps", "told"),
+    [
+        ({"drop_updates": (2, 5)}, None),
+        ({"drop_updates": (2, 6, 9)}, "drop_updates is 6, 9, but"),
+        ({"step_updates": 5}, None),
+        ({"step_updates": 6}, "step_updates is 6, but"),
+    ],
+)
+def test_what_the_rate_should_do_after_the_end_is_told(steps, told):
+    found = quick_recipe(schedule="step", **steps)
+    found.check()
+    rest = "the run ends after 6 updates: the learning rate does not fall there"
+    assert found.never_reached(6) == ([f"{told} {rest}"] if told else [])
+    assert quick_recipe().never_reached(1) == []
 
 
 @pytest.mark.parametrize("kind", [ClassificationRecipe, DetectionRecipe])

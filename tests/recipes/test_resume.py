@@ -12,16 +12,15 @@ from dataclasses import replace
 import pytest
 import torch
 from recipes.colour_folders import colour_folders, quick_recipe, truncate
-from safetensors.torch import load_file
+from recipes.interrupted_runs import assert_same_run, saved, stop_at
 
 from parhelion.errors import UserError
 from parhelion.evaluate import classify
 from parhelion.recipes import album
 from parhelion.recipes.classification import train
-from parhelion.train import checkpoints, loop
+from parhelion.train import checkpoints
 from parhelion.train.stopping import Stopped
 
-TIMES = {"seconds", "data_wait_seconds", "images_per_second"}
 # All that draws random numbers or remembers, at once.
 CHANGES = {
     "model": "halonet_tiny",
@@ -67,37 +66,6 @@ def draw_nothing(monkeypatch):
 @pytest.fixture
 def no_pictures(monkeypatch):
     draw_nothing(monkeypatch)
-
-
-def rows(path):
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    return [{name: value for name, value in row.items() if name not in TIMES} for row in lines]
-
-
-def assert_same_run(ours, theirs):
-    for name in ("weights.safetensors", "best.safetensors"):
-        one, other = load_file(ours / name), load_file(theirs / name)
-        assert one.keys() == other.keys()
-        assert all(torch.equal(one[key], other[key]) for key in one), name
-    for name in ("metrics.jsonl", "losses.jsonl"):
-        assert rows(ours / name) == rows(theirs / name)
-
-
-def saved(out):
-    return sorted(folder.name for folder in (out / "checkpoints").iterdir())
-
-
-def stop_at(monkeypatch, update, act):
-    """Let `act` happen during the training step of that update, the first time."""
-    step, done = loop._update, []
-
-    def watched(run, parts, watch):
-        if run.state.update == update and not done:
-            done.append(update)
-            act()
-        return step(run, parts, watch)
-
-    monkeypatch.setattr(loop, "_update", watched)
 
 
 @pytest.mark.slow

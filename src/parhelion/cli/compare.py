@@ -20,13 +20,14 @@ FORMATS = (".png", ".pdf", ".svg")
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
-    """Put runs side by side, in a table and a picture; runs that differ in their seed alone become one line."""
+    """Put runs of one task side by side, in a table and a picture; those that differ in their seed alone become one
+    line."""
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN...")]
     """Folders that parhelion train wrote, finished or not."""
     out: Path = Path("compare.png")
-    """The picture, replaced if it is there: accuracy against epoch, time, parameters and multiply-adds; also .pdf or
-    .svg."""
+    """The picture, replaced if it is there: accuracy, or box and mask AP, against epoch, time, parameters and
+    multiply-adds; also .pdf or .svg."""
     json: bool = False
     """Print the table as JSON, with exact numbers."""
 
@@ -54,20 +55,21 @@ def run(arguments: list[str]) -> None:
 
 
 def _show(groups: Sequence["Group"]) -> None:
-    from parhelion.evaluate.compare import HEADINGS, cells
+    from parhelion.evaluate.compare import table
 
+    headings, *rows = table(groups)
     if not sys.stdout.isatty():
-        for row in (HEADINGS, *map(cells, groups)):
+        for row in (headings, *rows):
             print(*row, sep="\t")
         return
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for heading in HEADINGS:
-        table.add_column(heading, justify="left" if heading in ("run", "seeds") else "right")
-    for group in groups:
+    shown = Table(box=None, header_style="bold", pad_edge=False)
+    for heading in headings:
+        shown.add_column(heading, justify="left" if heading in ("run", "seeds") else "right")
+    for row in rows:
         # Names may hold what rich would take for markup: conv_stages=[1].
-        table.add_row(*map(Text, cells(group)))
-    Console().print(table)
+        shown.add_row(*map(Text, row))
+    Console().print(shown)

@@ -98,9 +98,10 @@ def named_backbone(
     if name.startswith(TIMM):
         return _timm_backbone(name.removeprefix(TIMM), in_chans=in_chans, drop_path=drop_path, choices=choices)
     arguments = {"in_chans": in_chans, "image_size": image_px, "drop_path": drop_path, **choices}
-    whole = create_model(name, num_classes=0, **arguments)
-    indices = _indices(name, [info["reduction"] for info in cast("ResNet", whole).feature_info])
-    return create_model(name, features_only=True, out_indices=indices, **arguments)
+    whole = cast("ResNet", create_model(name, num_classes=0, **arguments))
+    indices = _indices(name, [info["reduction"] for info in whole.feature_info])
+    # What create_model does for features_only, for indices that only the built model tells.
+    return FeatureGetterNet(whole, out_indices=indices)
 
 
 def _timm_backbone(name: str, *, in_chans: int, drop_path: float, choices: Mapping[str, Any]) -> nn.Module:
@@ -112,6 +113,7 @@ def _timm_backbone(name: str, *, in_chans: int, drop_path: float, choices: Mappi
         arguments["drop_path_rate"] = drop_path
     try:
         info: Any = timm.create_model(name, **arguments).feature_info
+        # Again, since timm cuts a model as it builds it.
         indices = _indices(f"{TIMM}{name}", info.reduction())
         body = timm.create_model(name, out_indices=indices, **arguments)
     except (AttributeError, NotImplementedError, TypeError, RuntimeError) as error:

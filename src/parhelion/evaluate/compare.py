@@ -3,42 +3,54 @@
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from torch import device as torch_device
-
 from parhelion.errors import UserError
-from parhelion.models.catalog import create_model
-from parhelion.models.count import multiply_adds, parameters
-from parhelion.train import checkpoint
+from parhelion.evaluate.costs import costs
+from parhelion.evaluate.yardsticks import YARDSTICKS, Column, Yardstick
 from parhelion.train.record import ENVIRONMENT, FREE, LOSSES, METRICS, WEIGHTS, holds_run, metrics_rows, saved_recipe
 
 # What two runs may differ in and still be the same but for chance.
 SAME_IN_OTHER_WORDS = ("seed", *FREE)
 # A name tells so many differences between two runs of one model; where there are more, it is the folder's.
 DIFFERENCES_TOLD = 3
-NEEDED = ("epoch", "val_loss", "top1", "top5", "seconds", "images_per_second")
-HEADINGS = ("run", "seeds", "epochs", "top-1", "best top-1", "loss", "parameters", "multiply-adds", "time")
+# What every epoch of every run has, besides what its task is measured by.
+NEEDED = ("epoch", "seconds", "images_per_second")
+MISSING = "-"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One classification run as its folder tells it."""
+    """One run as its folder tells it."""
 
     folder: Path
     recipe: Mapping[str, Any]
+    # What tells the weights that it began with from others, but for chance; None: it began afresh.
+    start: Any
     # One for each epoch done, at least one.
     rows: tuple[Mapping[str, Any], ...]
     finished: bool
     params: int
-    # Of one image as it is evaluated.
+    # Of one image as it is evaluated; of a detector, the backbone's.
     multiply_adds: int
     # CPU and GPUs; None where the folder does not tell.
     machine: str | None
+
+    @property
+    def task(self) -> str:
+        """What it was trained for."""
+        return _task(self.recipe)
+
+    @property
+    def name(self) -> str:
+        """The model; of a detector, its kind and its backbone."""
+        model = str(self.recipe["model"])
+        if self.task == "classification":
+            return model
+        return f"{'mask_rcnn' if self.recipe.get('masks', True) else 'faster_rcnn'} {model}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +70,10 @@ class Spread:
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """Runs that differ by nothing but chance: the seed, and where images lay. All have done the same epochs."""
+    """Runs that differ by nothing but chance: the seed, that of the weights they began with, and where images lay.
+
+    All have done the same epochs.
+    """
 
     label: str
     runs: tuple[Run, ...]
@@ -69,9 +84,18 @@ class Group:
         return self.runs[0]
 
     @property
+    def yardstick(self) -> Yardstick:
+        """What it is compared by."""
+        return YARDSTICKS[self.first.task]
+
+    @property
     def epochs(self) -> list[int]:
         """Numbers of the epochs done."""
         return [row["epoch"] for row in self.first.rows]
+
+    def measures(self, name: str) -> bool:
+        """Whether its runs have the metric `name`: a Faster R-CNN has none of masks."""
+        return name in self.yardstick.needed(self.first.recipe)
 
     def along(self, name: str) -> list[Spread]:
         """The metric `name` after each epoch."""
@@ -81,9 +105,9 @@ class Group:
         """Mean time that training took up to the end of each epoch."""
         return list(accumulate(spread.mean for spread in self.along("seconds")))
 
-    def best(self) -> Spread:
-        """The best top-1 accuracy of each run."""
-        return Spread.of(max(row["top1"] for row in run.rows) for run in self.runs)
+    def best(self, name: str) -> Spread:
+        """The best value of each run, over its epochs, of the metric `name`."""
+        return Spread.of(max(row[name] for row in run.rows) for run in self.runs)
 
     def images_per_second(self) -> float:
         """Mean rate of training."""
@@ -91,16 +115,20 @@ class Group:
 
     def as_dict(self) -> dict[str, Any]:
         """What the table says, exactly, ready for JSON."""
-        last = {name: asdict(self.along(name)[-1]) for name in ("top1", "top5", "val_loss")}
+        told = self.yardstick.needed({})
+        last = {name: asdict(self.along(name)[-1]) if self.measures(name) else None for name in told}
+        drawn = self.yardstick.drawn
+        best = {f"best_{name}": asdict(self.best(name)) if self.measures(name) else None for name in drawn}
         return {
             "label": self.label,
             "folders": [str(run.folder) for run in self.runs],
+            "task": self.first.task,
             "model": self.first.recipe["model"],
             "seeds": [run.recipe["seed"] for run in self.runs],
             "epochs": self.epochs[-1],
             "finished": self.first.finished,
             **last,
-            "best_top1": asdict(self.best()),
+            **best,
             "params": self.first.params,
             "multiply_adds": self.first.multiply_adds,
             "seconds": self.seconds()[-1],
@@ -109,13 +137,20 @@ class Group:
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
-    """The runs in `folders`; UserError for one that is none, is named twice, or is damaged."""
+    """The runs in `folders`, all of one task; UserError for others, and for one that is named twice or is damaged."""
     seen: set[Path] = set()
     for folder in folders:
         if folder.resolve() in seen:
             raise UserError(f"the run {folder} is named twice")
         seen.add(folder.resolve())
-    return [read_run(folder) for folder in folders]
+    runs = [read_run(folder) for folder in folders]
+    for run in runs:
+        if run.task != runs[0].task:
+            raise UserError(
+                f"the run {runs[0].folder} is one of {runs[0].task} and {run.folder} one of {run.task}, which have no "
+                "score in common; compare those of one task at a time"
+            )
+    return runs
 
 
 def read_run(folder: Path) -> Run:
@@ -125,19 +160,21 @@ def read_run(folder: Path) -> Run:
     if not holds_run(folder):
         raise UserError(f"the folder {folder} holds no run; name a folder that parhelion train wrote")
     recipe = saved_recipe(folder)
-    # Runs of classification do not say so.
-    task = recipe.get("task", "classification")
-    if task != "classification":
-        raise UserError(f"the run {folder} is one of {task}; parhelion compare takes runs of classification")
+    task = _task(recipe)
+    if task not in YARDSTICKS:
+        raise UserError(
+            f"the run {folder} is one of {task}; parhelion compare takes runs of {' and '.join(YARDSTICKS)}"
+        )
     lacking = [name for name in ("model", "seed", "epochs", "data") if name not in recipe]
     if lacking:
         raise UserError(f"the recipe of the run {folder} lacks {', '.join(lacking)}")
-    rows = _rows(folder)
-    params, count = _costs(folder)
+    rows = _rows(folder, YARDSTICKS[task], recipe)
+    params, count = costs(folder)
     whole = rows[-1]["epoch"] >= recipe["epochs"]
     return Run(
         folder=folder,
         recipe=recipe,
+        start=_start(recipe),
         rows=rows,
         finished=whole or 0 < recipe.get("updates", 0) <= _last_update(folder),
         params=params,
@@ -156,24 +193,16 @@ def grouped(runs: Sequence[Run]) -> list[Group]:
         key = json.dumps([_recipe(run), len(run.rows)], sort_keys=True)
         together.setdefault(key, []).append(run)
     firsts = [members[0] for members in together.values()]
-    return [Group(label=_label(members[0], firsts), runs=tuple(members)) for members in together.values()]
+    return [Group(label=_label(members, firsts), runs=tuple(members)) for members in together.values()]
 
 
-def cells(group: Group) -> tuple[str, ...]:
-    """A group's row of the table, in the order of HEADINGS."""
-    first = group.first
-    epochs = str(group.epochs[-1]) if first.finished else f"{group.epochs[-1]} of {first.recipe['epochs']}"
-    return (
-        group.label,
-        ", ".join(str(run.recipe["seed"]) for run in group.runs),
-        epochs,
-        spread_text(group.along("top1")[-1], _percent),
-        spread_text(group.best(), _percent),
-        spread_text(group.along("val_loss")[-1], lambda loss: f"{loss:.4f}"),
-        f"{first.params / 1e6:.3f} M",
-        f"{first.multiply_adds / 1e6:.1f} M" if first.multiply_adds < 1e9 else f"{first.multiply_adds / 1e9:.3f} G",
-        f"{group.seconds()[-1]:.0f} s",
-    )
+def table(groups: Sequence[Group]) -> list[tuple[str, ...]]:
+    """The headings, then a row for each of `groups`; a number that none of them has is left out."""
+    yardstick = groups[0].yardstick
+    columns = [column for column in yardstick.columns if any(group.measures(column.metric) for group in groups)]
+    costs = (yardstick.params, yardstick.work, "time")
+    headings = ("run", "seeds", "epochs", *(column.heading for column in columns), *costs)
+    return [headings, *(_cells(group, columns) for group in groups)]
 
 
 def spread_text(spread: Spread, text: Callable[[float], str]) -> str:
@@ -192,20 +221,49 @@ def notes(groups: Sequence[Group]) -> list[str]:
     if any(not run.finished for run in runs):
         said.append("a run that has not done all its epochs stands at the last it did")
     if len({run.recipe["data"] for run in runs}) > 1:
-        said.append("accuracies on different images cannot be compared")
+        said.append("scores on different images cannot be compared")
     if len({run.machine for run in runs}) > 1:
         said.append("times on different machines cannot be compared")
+    if any(run.start is not None for run in runs):
+        said.append("times leave out the training of the weights that runs began with")
     return said
 
 
-def _rows(folder: Path) -> tuple[Mapping[str, Any], ...]:
+def _cells(group: Group, columns: Sequence[Column]) -> tuple[str, ...]:
+    first = group.first
+    epochs = str(group.epochs[-1]) if first.finished else f"{group.epochs[-1]} of {first.recipe['epochs']}"
+    return (
+        group.label,
+        ", ".join(str(run.recipe["seed"]) for run in group.runs),
+        epochs,
+        *(_told_number(group, column) for column in columns),
+        f"{first.params / 1e6:.3f} M",
+        f"{first.multiply_adds / 1e6:.1f} M" if first.multiply_adds < 1e9 else f"{first.multiply_adds / 1e9:.3f} G",
+        f"{group.seconds()[-1]:.0f} s",
+    )
+
+
+def _told_number(group: Group, column: Column) -> str:
+    if not group.measures(column.metric):
+        return MISSING
+    spread = group.best(column.metric) if column.best else group.along(column.metric)[-1]
+    return spread_text(spread, column.text)
+
+
+def _task(recipe: Mapping[str, Any]) -> str:
+    # Runs of classification do not say so.
+    return str(recipe.get("task", "classification"))
+
+
+def _rows(folder: Path, yardstick: Yardstick, recipe: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
+    needed = (*NEEDED, *yardstick.needed(recipe))
     rows = metrics_rows(folder)
     if not rows:
         raise UserError(f"the run {folder} has not done an epoch yet: its {METRICS} is empty or missing")
     for number, row in enumerate(rows, start=1):
-        bad = [name for name in NEEDED if not isinstance(row, dict) or not isinstance(row.get(name), int | float)]
+        bad = [name for name in needed if not isinstance(row.get(name), int | float)]
         if bad:
-            raise UserError(f"line {number} of {folder / METRICS} is no row of a classification: {bad[0]} is no number")
+            raise UserError(f"line {number} of {folder / METRICS} is no row of {yardstick.row}: {bad[0]} is no number")
     return tuple(rows)
 
 
@@ -225,49 +283,66 @@ def _machine(folder: Path) -> str | None:
         return None
 
 
-def _costs(folder: Path) -> tuple[int, int]:
-    """Parameters and multiply-adds of the model whose weights lie in `folder`."""
-    facts = checkpoint.facts(folder / WEIGHTS)
+def _start(recipe: Mapping[str, Any]) -> Any:
+    """What tells the weights that a run of `recipe` began with from others, but for chance; None: it began afresh.
+
+    That is the recipe of the run that they are of and how far it came; where no such run is there, what --init-from
+    was given. Seeds of one recipe may each begin with a backbone of their own seed.
+    """
+    given = recipe.get("init_from")
+    if not given or not Path(given).exists():
+        return given or None
+    folder, file = (Path(given), WEIGHTS) if Path(given).is_dir() else (Path(given).parent, Path(given).name)
     try:
-        arguments = json.dumps(facts["model_arguments"], sort_keys=True)
-        return _counted(facts["model"], arguments, facts["preprocessing"]["image_px"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"the header of {folder / WEIGHTS} describes no model that can be built ({error})") from error
+        return {**_without_chance(saved_recipe(folder)), "file": file, "epochs done": len(metrics_rows(folder))}
+    except UserError:
+        return given
 
 
-@lru_cache
-def _counted(model: str, arguments: str, image_px: int) -> tuple[int, int]:
-    given = json.loads(arguments)
-    # Rows of the catalogue hold tuples, which JSON does not know.
-    given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
-    with torch_device("meta"):
-        network = create_model(model, **given)
-    return parameters(network), multiply_adds(network, (image_px, image_px))
+def _without_chance(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in recipe.items() if name not in SAME_IN_OTHER_WORDS}
 
 
 def _recipe(run: Run) -> dict[str, Any]:
-    return {name: value for name, value in run.recipe.items() if name not in SAME_IN_OTHER_WORDS}
+    """What makes a run what it is."""
+    return {**_without_chance(run.recipe), "choices": sorted(run.recipe.get("choices", ())), "init_from": run.start}
 
 
-def _label(run: Run, firsts: Sequence[Run]) -> str:
-    kin = [_recipe(other) for other in firsts if other.recipe["model"] == run.recipe["model"]]
-    own, model = _recipe(run), str(run.recipe["model"])
-    differing = [name for name in own if any(other.get(name) != own[name] for other in kin)]
+def _label(members: Sequence[Run], firsts: Sequence[Run]) -> str:
+    run = members[0]
+    kin = [other for other in firsts if other.name == run.name]
+    differing = [name for name in _recipe(run) if any(_differ(name, run, other) for other in kin)]
+    label = run.name
     if len(differing) > DIFFERENCES_TOLD:
-        model = f"{model} in {run.folder}"
+        label = f"{label} in {run.folder}"
         differing = []
     if len({other.recipe["data"] for other in firsts}) > 1 and "data" not in differing:
         differing.append("data")
-    told = [_told(name, own[name]) for name in differing]
+    told = [_told(name, members, kin) for name in differing]
     if not run.finished:
         told.append(f"unfinished, {run.rows[-1]['epoch']} of {run.recipe['epochs']} epochs")
-    return ", ".join([model, *filter(None, told)])
+    return ", ".join([label, *filter(None, told)])
 
 
-def _told(name: str, value: Any) -> str:
-    # The model's choices say their names themselves.
-    return ", ".join(value) if name == "choices" else f"{name}={value}"
+def _differ(name: str, run: Run, other: Run) -> bool:
+    own, theirs = _recipe(run), _recipe(other)
+    if name == "init_from" and own["choices"] != theirs["choices"]:
+        # Weights of other choices are of another network, which goes without saying.
+        own, theirs = ({name: _without_choices(run.start)} for run in (run, other))
+    return own[name] != theirs.get(name)
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.2f}%"
+def _without_choices(start: Any) -> Any:
+    return {name: value for name, value in start.items() if name != "choices"} if isinstance(start, dict) else start
+
+
+def _told(name: str, members: Sequence[Run], kin: Sequence[Run]) -> str:
+    if name == "choices":
+        # They say their names themselves.
+        own, *others = (run.recipe.get(name, ()) for run in (members[0], *kin))
+        return ", ".join(choice for choice in own if not all(choice in theirs for theirs in others))
+    value = members[0].recipe.get(name)
+    if name == "init_from":
+        more = len({run.recipe.get(name) for run in members}) - 1
+        return f"from {value}{f' and {more} more' if more else ''}" if value else "from scratch"
+    return f"{name}={value}"

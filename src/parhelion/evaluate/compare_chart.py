@@ -1,8 +1,9 @@
-"""Runs drawn together: accuracy against epoch, time, parameters and multiply-adds."""
+"""Runs drawn together: their scores against epoch, time, parameters and multiply-adds."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,32 +31,63 @@ COLORS = (
     "#e7a08a",
 )
 MARKERS = "os^Dv<>phX"
-WIDTH, PANELS, LEGEND_ROW = 11.0, 7.4, 0.24
-# Names of more characters than the first stand below each other, and are cut at the second.
-TWO_COLUMNS, LABEL = 48, 100
+# In inches: the sides of a panel, a line of the legend.
+PANEL_WIDTH, PANEL_HEIGHT, LEGEND_ROW = 5.5, 3.7, 0.24
+# Where two scores are drawn, each has the four panels of its row.
+NARROW = 4.4
+# Of the legend: what fits into an inch beside the mark, which takes half of one. Names too long for half of the
+# picture's width stand below each other, and those too long for all of it are cut.
+CHARACTERS_PER_INCH, MARK = 11, 0.5
 MARKERS_PER_CURVE = 12
+# In epochs; of a shorter run all is shown.
+LONG_RUN = 10
 # Beyond this ratio of the largest to the smallest, an axis of costs is logarithmic.
 LINEAR = 6.0
 TIMES = ((7200.0, 3600.0, "hours"), (120.0, 60.0, "minutes"), (0.0, 1.0, "seconds"))
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Drawn:
+    """A score as it is drawn, over the groups that have it."""
+
+    metric: str
+    name: str
+    # Each with its place among all groups, from which its colour follows.
+    members: tuple[tuple[int, Group], ...]
+
+    @property
+    def groups(self) -> list[Group]:
+        return [group for _, group in self.members]
+
+
 def compare_chart(groups: Sequence[Group], path: Path) -> None:
-    """Draw `groups` to `path`: curves with a band over the seeds, and the last accuracy against its cost."""
-    labels = [f"{shortened(group.label, LABEL)}   {_score(group)}" for group in groups]
-    columns = 2 if len(groups) > 1 and max(map(len, labels)) <= TWO_COLUMNS + len(_score(groups[0])) else 1
+    """Draw `groups` to `path`: curves with a band over the seeds, and the last score against its cost."""
+    yardstick = groups[0].yardstick
+    every = [_drawn(groups, metric, name) for metric, name in yardstick.drawn.items()]
+    scores = [score for score in every if score.members]
     said = notes(groups)
-    height = PANELS + LEGEND_ROW * (-(-len(groups) // columns) + bool(said))
-    figure = new_figure(WIDTH, height, _title(groups))
-    (by_epoch, by_time), (by_params, by_work) = figure.subplots(2, 2)
-    _curves(by_epoch, groups, [group.epochs for group in groups], "epoch")
-    times = [group.seconds() for group in groups]
-    longest = max(seconds[-1] for seconds in times)
+    width = 2 * PANEL_WIDTH if len(scores) == 1 else 4 * NARROW
+    labels = [_legend_line(group, _fitting(width)) for group in groups]
+    columns = 2 if len(groups) > 1 and max(map(len, labels)) <= _fitting(width / 2) else 1
+    height = 2 * PANEL_HEIGHT + LEGEND_ROW * (-(-len(groups) // columns) + bool(said))
+    figure = new_figure(width, height, _title(groups))
+    panels = figure.subplots(2, 2).reshape(1, 4) if len(scores) == 1 else figure.subplots(len(scores), 4)
+    longest = max(group.seconds()[-1] for group in groups)
     unit, name = next((unit, name) for least, unit, name in TIMES if longest >= least)
-    _curves(by_time, groups, [[value / unit for value in seconds] for seconds in times], f"{name} of training")
-    _points(by_params, groups, [group.first.params for group in groups], "parameters")
-    _points(by_work, groups, [group.first.multiply_adds for group in groups], "multiply-adds of one image")
-    _legend(figure, by_epoch, labels, columns, "; ".join(said))
+    for score, (by_epoch, by_time, by_params, by_work) in zip(scores, panels, strict=True):
+        _curves(by_epoch, score, [group.epochs for group in score.groups], "epoch")
+        times = [[value / unit for value in group.seconds()] for group in score.groups]
+        _curves(by_time, score, times, f"{name} of training")
+        _points(by_params, score, [group.first.params for group in score.groups], yardstick.params)
+        _points(by_work, score, [group.first.multiply_adds for group in score.groups], f"{yardstick.work} of one image")
+    # The first score is one that every group has.
+    _legend(figure, panels[0][0], labels, columns, "; ".join(said))
     save_figure(figure, path)
+
+
+def _drawn(groups: Sequence[Group], metric: str, name: str) -> _Drawn:
+    members = tuple((place, group) for place, group in enumerate(groups) if group.measures(metric))
+    return _Drawn(metric=metric, name=name, members=members)
 
 
 def _title(groups: Sequence[Group]) -> str:
@@ -65,21 +97,36 @@ def _title(groups: Sequence[Group]) -> str:
     return f"{count} on {shortened(data.pop(), 60) if len(data) == 1 else 'different images'}"
 
 
-def _score(group: Group) -> str:
-    return spread_text(group.along("top1")[-1], lambda share: f"{100 * share:.2f}%")
+def _fitting(width: float) -> int:
+    """Characters of the legend that fit into `width` inches."""
+    return int(CHARACTERS_PER_INCH * (width - MARK))
+
+
+def _legend_line(group: Group, most: int) -> str:
+    """The group's name and its scores after the last epoch; the name is cut so that both have `most` characters."""
+    scores = _scores(group)
+    return f"{shortened(group.label, most - len(scores) - 3)}   {scores}"
+
+
+def _scores(group: Group) -> str:
+    columns = [column for column in group.yardstick.shares if group.measures(column.metric)]
+    texts = [spread_text(group.along(column.metric)[-1], column.text) for column in columns]
+    if len(texts) == 1:
+        return texts[0]
+    return ", ".join(f"{column.heading} {text}" for column, text in zip(columns, texts, strict=True))
 
 
 def _style(number: int) -> tuple[str, str]:
     return COLORS[number % len(COLORS)], MARKERS[number % len(MARKERS)]
 
 
-def _curves(axes: Axes, groups: Sequence[Group], places: Sequence[Sequence[float]], across: str) -> None:
-    for number, (group, across_values) in enumerate(zip(groups, places, strict=True)):
-        color, marker = _style(number)
-        spreads = group.along("top1")
+def _curves(axes: Axes, score: _Drawn, across: Sequence[Sequence[float]], title: str) -> None:
+    for (place, group), values in zip(score.members, across, strict=True):
+        color, marker = _style(place)
+        spreads = group.along(score.metric)
         every = max(1, len(spreads) // MARKERS_PER_CURVE)
         axes.plot(
-            across_values,
+            values,
             [100 * spread.mean for spread in spreads],
             color=color,
             lw=2,
@@ -91,35 +138,37 @@ def _curves(axes: Axes, groups: Sequence[Group], places: Sequence[Sequence[float
             markevery=((len(spreads) - 1) % every, every),
         )
         low, high = [100 * spread.low for spread in spreads], [100 * spread.high for spread in spreads]
-        axes.fill_between(across_values, low, high, color=color, alpha=0.18, lw=0)
-    dress(axes, "validation top-1, %", across)
-    if across == "epoch":
+        axes.fill_between(values, low, high, color=color, alpha=0.18, lw=0)
+    dress(axes, f"validation {score.name}, %", title)
+    if title == "epoch":
         from matplotlib.ticker import MaxNLocator
 
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     else:
         axes.set_xlim(left=0)
-    bottom, top = _window(groups)
+    bottom, top = _window(score)
     axes.set_ylim(bottom, top)
 
 
-def _window(groups: Sequence[Group]) -> tuple[float, float]:
-    """Where the accuracies of curves are worth seeing: without the steep beginning of long runs."""
-    curves = [[100 * spread.mean for spread in group.along("top1")] for group in groups]
-    means = sorted(value for curve in curves for value in curve)
-    low = min(means[len(means) // 5], *(curve[-1] for curve in curves))
-    high = max(100 * group.best().high for group in groups)
+def _window(score: _Drawn) -> tuple[float, float]:
+    """Where the scores of curves are worth seeing: without the steep beginning of long runs."""
+    curves = [group.along(score.metric) for group in score.groups]
+    if max(map(len, curves)) < LONG_RUN:
+        low = min(100 * spread.low for curve in curves for spread in curve)
+    else:
+        means = sorted(100 * spread.mean for curve in curves for spread in curve)
+        low = min(means[len(means) // 5], *(100 * curve[-1].mean for curve in curves))
+    high = max(100 * group.best(score.metric).high for group in score.groups)
     room = max(0.5, 0.08 * (high - low))
     return max(-1.0, low - room), min(101.0, high + room)
 
 
-def _points(axes: Axes, groups: Sequence[Group], costs: Sequence[int], what: str) -> None:
+def _points(axes: Axes, score: _Drawn, costs: Sequence[int], what: str) -> None:
     unit, letter = (1e9, "G") if max(costs) >= 1e9 else (1e6, "M")
-    for number, (group, cost) in enumerate(zip(groups, costs, strict=True)):
-        color, marker = _style(number)
-        last = group.along("top1")[-1]
+    lasts = [group.along(score.metric)[-1] for group in score.groups]
+    for (place, group), last, cost in zip(score.members, lasts, costs, strict=True):
+        color, marker = _style(place)
         low, mean, high = (100 * value for value in (last.low, last.mean, last.high))
-        face = color if group.first.finished else PAPER
         axes.errorbar(
             cost / unit,
             mean,
@@ -127,14 +176,14 @@ def _points(axes: Axes, groups: Sequence[Group], costs: Sequence[int], what: str
             color=color,
             marker=marker,
             ms=9,
-            mfc=face,
+            mfc=color if group.first.finished else PAPER,
             mew=1.5,
             capsize=4,
             elinewidth=1.5,
         )
-    dress(axes, "top-1 after the last epoch, %", f"{what}, {letter}")
+    dress(axes, f"{score.name} after the last epoch, %", f"{what}, {letter}")
     _scale_costs(axes, [cost / unit for cost in costs])
-    ends = [100 * end for group in groups for end in (group.along("top1")[-1].low, group.along("top1")[-1].high)]
+    ends = [100 * end for last in lasts for end in (last.low, last.high)]
     room = max(0.5, 0.15 * (max(ends) - min(ends)))
     axes.set_ylim(min(ends) - room, max(ends) + room)
 

@@ -70,7 +70,7 @@ def _of_file(path: Path, *, label: str) -> Pretrained:
     else:
         weights, facts = read_weights(path), {}
     weights = _unwrapped(weights)
-    _check_finite(label, weights)
+    check_finite(label, weights)
     if "layer1.0.conv1.weight" in weights:
         raise UserError(
             f"{label} names its tensors as ResNets of timm and torchvision do, whose layout a file does not tell for "
@@ -108,7 +108,8 @@ def _unwrapped(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return dict(weights)
 
 
-def _check_finite(label: str, weights: Mapping[str, Tensor]) -> None:
+def check_finite(label: str, weights: Mapping[str, Tensor]) -> None:
+    """Raise UserError where `weights`, those of `label`, hold NaN or infinity; the sentence names the first tensor."""
     bad = [name for name, tensor in weights.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
     if bad:
         raise UserError(f"{label} holds numbers that are not finite in {len(bad)} tensors (first: {bad[0]})")
@@ -135,7 +136,7 @@ def _of_timm(spec: str) -> Pretrained:
 def _timm_weights(path: Path, network: ResNet, *, label: str, name: str) -> Pretrained:
     """The weights of timm's model `name` in `path` under our names; `network`: its counterpart of ours."""
     theirs = read_weights(path)
-    _check_finite(label, theirs)
+    check_finite(label, theirs)
     return Pretrained(
         label=label,
         weights={our_name(tensor_name): tensor for tensor_name, tensor in theirs.items()},

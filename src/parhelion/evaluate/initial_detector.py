@@ -9,7 +9,7 @@ from timm.models._features import FeatureGetterNet
 from torch import Tensor, nn
 
 from parhelion.errors import UserError
-from parhelion.evaluate.initial import HUB, TIMM, initialise
+from parhelion.evaluate.initial import HUB, TIMM, check_finite, initialise
 from parhelion.evaluate.saved_detector import Detector, holds_detector, load_detector
 from parhelion.models.adapt import COUNTER, Adaptation, Place, Pretrained, TensorReport, adapt
 from parhelion.models.resnet import ResNet
@@ -28,7 +28,8 @@ def initialise_detector(model: nn.Module, spec: str, *, class_names: Sequence[st
     in the same order, and so does the mask head of a Mask R-CNN from a Faster R-CNN. Everything else `evaluate.initial`
     knows fills the backbone only.
 
-    Raises UserError where there is nothing, it is damaged, or does not fit; the model is left as it was.
+    Raises UserError where there is nothing, it is damaged, holds NaN or infinity, or does not fit; the model is left as
+    it was.
     """
     body: Any = model.get_submodule(BODY.rstrip("."))
     is_path = not spec.startswith((HUB, TIMM)) and bool(spec) and Path(spec).exists()
@@ -50,6 +51,7 @@ def _is_detector(path: Path) -> bool:
 def _of_detector(model: nn.Module, body: Any, label: str, detector: Detector, class_names: Sequence[str]) -> Adaptation:
     same_classes = tuple(class_names) == detector.class_names
     wanted, given = model.state_dict(), detector.model.state_dict()
+    check_finite(label, given)
     theirs: Any = detector.model.get_submodule(BODY.rstrip("."))
     both_ours = all(isinstance(getattr(one, "model", None), ResNet) for one in (body, theirs))
     prefix = f"{BODY}model." if both_ours else None

@@ -1,5 +1,6 @@
 """Detectors as `parhelion train` saves them: weights, class names and category ids in one file."""
 
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +11,8 @@ from torch import nn
 from parhelion.detection import faster_rcnn, mask_rcnn
 from parhelion.errors import UserError
 from parhelion.evaluate.saved import weights_file
+from parhelion.layers import GlobalSelfAttention
+from parhelion.models.resnet import ResNet
 from parhelion.models.weights import why_not_fit
 from parhelion.train import checkpoint
 
@@ -71,14 +74,22 @@ def built(arguments: Mapping[str, Any], *, drop_path: float = 0.0) -> nn.Module:
 
 
 def with_image_px(detector: Detector, image_px: int) -> Detector:
-    """`detector`, its network in place, for images whose longer side is scaled to `image_px` pixels."""
+    """`detector`, its network in place, for images whose longer side is scaled to `image_px` pixels.
+
+    Nothing else changes: tables of global attention stay as they are, so with them it can be used but not saved.
+    """
     scaling: Any = detector.model.transform
     scaling.min_size, scaling.max_size = (image_px,), image_px
     return replace(detector, arguments={**detector.arguments, "image_px": image_px})
 
 
 def save_detector(path: Path, detector: Detector) -> None:
-    """Write `detector` to `path` in one step."""
+    """Write `detector` to `path` in one step.
+
+    Raises UserError where its tables of global attention are for images of another size than it says, see
+    `with_image_px`: the file could not be loaded.
+    """
+    _check_tables(detector)
     facts = {
         "task": TASK,
         "detector": detector.arguments,
@@ -88,6 +99,21 @@ def save_detector(path: Path, detector: Detector) -> None:
         "metrics": dict(detector.metrics),
     }
     checkpoint.save(path, detector.model.state_dict(), facts)
+
+
+def _check_tables(detector: Detector) -> None:
+    body = getattr(detector.model.get_submodule("backbone.body"), "model", None)
+    if not isinstance(body, ResNet):
+        return
+    px = detector.arguments["image_px"]
+    # A body is cut after its last map.
+    for bottleneck, size in zip(body.bottlenecks, itertools.chain(*body.network.sizes((px, px))), strict=False):
+        operator = bottleneck.operator
+        if isinstance(operator, GlobalSelfAttention) and operator.size != size:
+            raise UserError(
+                f"the detector is for images of {px} pixels, but its tables of global attention are not; call "
+                f"detector.model.backbone.body.model.resize(image_size=({px}, {px})) before it is saved"
+            )
 
 
 def holds_detector(path: Path) -> bool:

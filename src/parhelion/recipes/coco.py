@@ -149,7 +149,7 @@ ENTRIES = (
         "a hybrid, as the paper's: halo attention in the last stage only",
         "halonet_tiny",
         "conv_stages=[1,2]",
-        counted=0,
+        counted=109_747_200,
     ),
     _small_entry("gsa_tiny", "a GSA network: global attention in every stage", "gsa_tiny", counted=144_793_600),
     _small_entry("resnet_tiny", "the convolutional twin of the three", "resnet_tiny", counted=108_748_800),

@@ -178,6 +178,21 @@ class Recipe(ABC):
                 raise UserError(f"{field} is {value!r}; it must be one of {', '.join(choices)}")
         self.check_together()
 
+    def never_reached(self, updates: int) -> list[str]:
+        """A sentence for each setting of the schedule that acts only after `updates` updates, where the run ends.
+
+        To be told, not refused: `--updates 3` on a long recipe is how it is tried out, and such a try should not need
+        another schedule; yet a schedule that was meant to act must not fail to in silence.
+        """
+        dropped = [update for update in self.drop_updates if update >= updates]
+        beyond = {"drop_updates": ", ".join(map(str, dropped))} if dropped else {}
+        if self.step_updates >= updates:
+            beyond["step_updates"] = str(self.step_updates)
+        return [
+            f"{field} is {value}, but the run ends after {updates} updates: the learning rate does not fall there"
+            for field, value in beyond.items()
+        ]
+
     def check_together(self) -> None:
         """Raise UserError for the first fields that contradict each other."""
         if self.warmup_epochs >= self.epochs:

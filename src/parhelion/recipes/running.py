@@ -147,6 +147,8 @@ def run(recipe: Recipe, request: Request, task: Callable[[], Task]) -> dict[str,
         adaptation = doing.initialise(request.init_from)
     loader = doing.train_loader(accelerator)
     plan = _plan(recipe, batches=len(loader))
+    for sentence in recipe.never_reached(plan.updates):
+        note(sentence)
     if begun.state.update >= plan.updates and (out / doing.last_picture).exists():
         raise UserError(f"the run in {out} is finished; to train on, start another one with --init-from {out}")
     if recipe.sharding != "none" and accelerator.num_processes == 1:
