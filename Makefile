@@ -15,8 +15,9 @@ demo-detection: $(VENV)/installed-detection
 	$(BIN)/python scripts/demo_detection.py --out demo-detection
 
 test: $(VENV)/installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not compile" \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not compile and not triton" \
 		--jaxtyping-packages=$(SHAPED),beartype.beartype
+	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(BIN)/python -m pytest -q -n 2 -m triton tests/ops
 	$(BIN)/python -m pytest -q -m compile
 
 check: $(VENV)/installed-dev

@@ -173,29 +173,40 @@ def result_and_gradients(case: Case, tensors: Sequence[Tensor], impl: str = "cpu
 
 
 def results(
-    case: Case, dtype: torch.dtype, impl: str = "cpu", *, computed_in: torch.dtype | None = None
+    case: Case,
+    dtype: torch.dtype,
+    impl: str = "cpu",
+    *,
+    computed_in: torch.dtype | None = None,
+    device: str = "cpu",
+    draws: int = DRAWS,
 ) -> list[Tensor]:
-    """Output and gradients for several draws of maps in `dtype`, stacked."""
-    draws = ([tensor.to(computed_in or dtype) for tensor in case.tensors(dtype, draw)] for draw in range(DRAWS))
-    each = [result_and_gradients(case, tensors, impl) for tensors in draws]
-    return [torch.stack(tensors) for tensors in zip(*each, strict=True)]
+    """Output and gradients for several draws of maps in `dtype`, stacked, on the CPU wherever they were computed."""
+    inputs = (
+        [tensor.to(device, computed_in or dtype) for tensor in case.tensors(dtype, draw)] for draw in range(draws)
+    )
+    each = [result_and_gradients(case, tensors, impl) for tensors in inputs]
+    return [torch.stack(tensors).cpu() for tensors in zip(*each, strict=True)]
 
 
 @cache
-def expected(case: Case, dtype: torch.dtype) -> list[tuple[Tensor, Tensor]]:
+def expected(case: Case, dtype: torch.dtype, draws: int = DRAWS) -> list[tuple[Tensor, Tensor]]:
     """Of the output and every gradient: what the reference makes in `dtype`, and in float64."""
-    baseline, truth = results(case, dtype, "reference"), results(case, dtype, "reference", computed_in=torch.float64)
+    baseline = results(case, dtype, "reference", draws=draws)
+    truth = results(case, dtype, "reference", computed_in=torch.float64, draws=draws)
     return list(zip(baseline, truth, strict=True))
 
 
-def assert_within_budget(case: Case, actual: Sequence[Tensor], dtype: torch.dtype, *, slack: float = 2.0) -> None:
+def assert_within_budget(
+    case: Case, actual: Sequence[Tensor], dtype: torch.dtype, *, slack: float = 2.0, draws: int = DRAWS
+) -> None:
     """Fail unless output and gradients, of several draws, are in `dtype` and as exact as the reference's.
 
     Gradients of a softmax are differences of numbers as large as the call's other results; where they cancel, as over
     one key, the reference may be exact by luck. So four roundings of the largest number of the call are nobody's fault.
     """
-    largest = max((truth.abs().max().item() for _, truth in expected(case, dtype) if truth.numel()), default=0.0)
-    for tensor, (baseline, truth) in zip(actual, expected(case, dtype), strict=True):
+    largest = max((truth.abs().max().item() for _, truth in expected(case, dtype, draws) if truth.numel()), default=0.0)
+    for tensor, (baseline, truth) in zip(actual, expected(case, dtype, draws), strict=True):
         assert tensor.dtype == dtype
         assert tensor.shape == truth.shape
         if truth.numel() and not worst(tensor, truth) <= 4 * torch.finfo(dtype).eps * largest:

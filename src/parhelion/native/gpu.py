@@ -40,7 +40,12 @@ def why_not_maps(**maps: Tensor) -> str | None:
 
 
 @torch.compiler.assume_constant_result
-@functools.cache
+def interpreted() -> bool:
+    """Whether Triton interprets its kernels (TRITON_INTERPRET=1), so that they run on the CPU, slowly, for tests."""
+    return _interprets()
+
+
+@torch.compiler.assume_constant_result
 def _why_not_device(device: torch.device) -> str | None:
     if not _found():
         return "Triton is not installed; it comes with PyTorch for GPUs on Linux"
@@ -50,19 +55,19 @@ def _why_not_device(device: torch.device) -> str | None:
     return None if major >= 8 else f"the kernel needs compute capability 8.0 or more, and {device} has {major}.{minor}"
 
 
-@torch.compiler.assume_constant_result
+# Kept, since they are asked at every call; apart from the above, since torch.compile looks through a cache.
 @functools.cache
-def interpreted() -> bool:
-    """Whether Triton interprets its kernels (TRITON_INTERPRET=1), so that they run on the CPU, slowly, for tests."""
+def _found() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+@functools.cache
+def _interprets() -> bool:
     if not _found():
         return False
     import triton
 
     return bool(triton.knobs.runtime.interpret)
-
-
-def _found() -> bool:
-    return importlib.util.find_spec("triton") is not None
 
 
 def precision(dtype: torch.dtype) -> str:

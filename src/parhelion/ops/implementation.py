@@ -2,6 +2,8 @@
 
 from typing import Literal, get_args
 
+from parhelion.native import gpu
+
 Implementation = Literal["auto", "reference", "cpu", "triton"]
 
 
@@ -24,5 +26,7 @@ def chosen(impl: Implementation, *, why_not_cpu: str | None, why_not_triton: str
         raise ValueError(f"impl={impl!r} cannot run: {reason}")
     if impl != "auto":
         return impl
-    # The compiled code first: Triton's interpreter takes maps on a CPU, too, but only to be tested.
+    if gpu.interpreted():
+        # Triton's interpreter is there to test kernels, slowly.
+        del reasons["triton"]
     return next((name for name, reason in reasons.items() if reason is None), "reference")

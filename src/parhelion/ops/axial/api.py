@@ -3,6 +3,7 @@
 from parhelion.ops.axial.contract import Axis, check_axis, check_maps, check_plus
 from parhelion.ops.axial.cpu import axial_attention_cpu, why_not_cpu
 from parhelion.ops.axial.reference import axial_attention_reference
+from parhelion.ops.axial.triton import axial_attention_triton, why_not_triton
 from parhelion.ops.implementation import Implementation, chosen
 from parhelion.shapes import Float, Tensor
 
@@ -30,7 +31,8 @@ def axial_attention(
         axis: "h" attends along columns (over rows i of the same column), "w" along rows.
         plus: Added to the result, which saves a pass over the maps where a kernel runs; in the dtype of v.
         impl: "auto" chooses the fastest implementation that can run, "reference" is plain PyTorch, "cpu" compiled code
-            for float32 and bfloat16 (`why_not_cpu` tells when it cannot run).
+            for float32 and bfloat16, "triton" kernels for GPUs, float16 included (`why_not_cpu` and `why_not_triton`
+            tell when they cannot run).
 
     Returns:
         One value per pixel, in the dtype of v. Float64, float32, bfloat16 and float16, on any device, contiguous
@@ -43,7 +45,9 @@ def axial_attention(
     check_axis(axis)
     check_maps(q, v, table, axis)
     check_plus(plus, v)
-    if chosen(impl, why_not_cpu=why_not_cpu(q, v, plus)) == "cpu":
-        return axial_attention_cpu(q, v, table, plus, axis=axis)
-    out = axial_attention_reference(q, v, table, axis=axis)
-    return out if plus is None else out + plus
+    name = chosen(impl, why_not_cpu=why_not_cpu(q, v, plus), why_not_triton=why_not_triton(q, v, plus))
+    if name == "reference":
+        out = axial_attention_reference(q, v, table, axis=axis)
+        return out if plus is None else out + plus
+    run = {"cpu": axial_attention_cpu, "triton": axial_attention_triton}
+    return run[name](q, v, table, plus, axis=axis)

@@ -2,5 +2,6 @@
 
 from parhelion.ops.content.api import content_attention
 from parhelion.ops.content.cpu import why_not_cpu
+from parhelion.ops.content.triton import why_not_triton
 
-__all__ = ["content_attention", "why_not_cpu"]
+__all__ = ["content_attention", "why_not_cpu", "why_not_triton"]

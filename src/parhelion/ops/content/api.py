@@ -3,6 +3,7 @@
 from parhelion.ops.content.contract import check_maps
 from parhelion.ops.content.cpu import content_attention_cpu, why_not_cpu
 from parhelion.ops.content.reference import content_attention_reference
+from parhelion.ops.content.triton import content_attention_triton, why_not_triton
 from parhelion.ops.implementation import Implementation, chosen
 from parhelion.shapes import Float, Tensor
 
@@ -28,7 +29,8 @@ def content_attention(
         normalize_queries: Put a softmax over the d channels of each query. That confines every output to a mean of
             the d summaries; the figure shows none, so the default leaves queries as they are.
         impl: "auto" chooses the fastest implementation that can run, "reference" is plain PyTorch, "cpu" compiled code
-            for float32 and bfloat16 (`why_not_cpu` tells when it cannot run).
+            for float32 and bfloat16, "triton" kernels for GPUs, float16 included (`why_not_cpu` and `why_not_triton`
+            tell when they cannot run).
 
     Returns:
         One value per pixel, in the dtype of v. Float64, float32, bfloat16 and float16, on any device, contiguous
@@ -38,6 +40,6 @@ def content_attention(
         ValueError: shapes that do not fit together, an unknown `impl`, or one that cannot run.
     """
     check_maps(q, k, v)
-    if chosen(impl, why_not_cpu=why_not_cpu(q, k, v)) == "cpu":
-        return content_attention_cpu(q, k, v, normalize_queries=normalize_queries)
-    return content_attention_reference(q, k, v, normalize_queries=normalize_queries)
+    run = {"cpu": content_attention_cpu, "triton": content_attention_triton, "reference": content_attention_reference}
+    name = chosen(impl, why_not_cpu=why_not_cpu(q, k, v), why_not_triton=why_not_triton(q, k, v))
+    return run[name](q, k, v, normalize_queries=normalize_queries)

@@ -9,7 +9,7 @@ from torch import Tensor
 from parhelion.native import gpu, side_by_side
 from parhelion.native.gpu import Launch, as_map
 from parhelion.ops.halo.contract import Border, Offsets, Relative, Window
-from parhelion.ops.halo.triton_plan import Inputs, Plan, Sizes, Table, plan, warps
+from parhelion.ops.halo.triton_plan import Inputs, Plan, Sizes, Table, plan, stages, warps
 
 # Programs that share the tiles of queries in the backward pass: eight for each of an H100's 132 multiprocessors, and as
 # many on any other GPU, so that the tables' gradients are summed in one order.
@@ -96,7 +96,7 @@ class Call(NamedTuple):
     def _launch(self, name: str, cut: Plan, num_warps: int, grid: tuple[int, ...], *others: Any) -> Launch:
         from parhelion.ops.halo import triton_kernels
 
-        choices = {"PLAN": cut, "num_warps": num_warps, "num_stages": 2, "enable_fp_fusion": True}
+        choices = {"PLAN": cut, "num_warps": num_warps, "num_stages": stages(cut), "enable_fp_fusion": True}
         return Launch(getattr(triton_kernels, name), grid, (self._inputs(), *others), choices, self.q.device)
 
     def _inputs(self) -> Inputs:
@@ -113,7 +113,7 @@ class Call(NamedTuple):
 
 
 class Saved(NamedTuple):
-    """What the backward pass reads besides the inputs: maps (b, qh, qw, n, e) and numbers (b, qh, qw, n)."""
+    """What the backward pass reads besides the inputs: maps (b, qh, qw, n, e), statistics, delta (b, qh, qw, n)."""
 
     grad_out: Tensor
     out: Tensor
@@ -159,7 +159,7 @@ def _forward(  # noqa: PLR0913  an operator's arguments are flat
     summed: bool,
     scale: float,
 ) -> tuple[Tensor, Tensor]:
-    """The output, and for each query and head log2 of the sum over its keys of 2^logit."""
+    """The output, and for each query and head its highest logit and the sum of its weights, the highest being 1."""
     call = new_call(q, k, v, table_h, table_w, block, halo, stride, step, masked, summed, scale)
     out, statistics = _forward_fake(q, k, v)
     call.forward(out, statistics)()
@@ -168,7 +168,7 @@ def _forward(  # noqa: PLR0913  an operator's arguments are flat
 
 @_forward.register_fake
 def _forward_fake(q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    return q.new_empty(*q.shape[:4], v.shape[-1]), q.new_empty(q.shape[:4], dtype=torch.float32)
+    return q.new_empty(*q.shape[:4], v.shape[-1]), q.new_empty(*q.shape[:4], 2, dtype=torch.float32)
 
 
 @torch.library.custom_op("parhelion::halo_attention_triton_backward", mutates_args=())
@@ -192,7 +192,7 @@ def _backward(  # noqa: PLR0913  an operator's arguments are flat
     """Gradients of q, k, v and the tables (empty where there is no table)."""
     call = new_call(q, k, v, table_h, table_w, block, halo, stride, step, masked, summed, scale)
     cut = call.plan(backward=True)
-    saved = Saved(grad_out.contiguous(), out, statistics, torch.empty_like(statistics))
+    saved = Saved(grad_out.contiguous(), out, statistics, torch.empty_like(statistics[..., 0]))
     grad_q, grad_k, grad_v = (tensor.new_empty(tensor.shape) for tensor in (q, k, v))
     partial = q.new_zeros(min(PROGRAMS, call.units), 2, cut.padded_offsets, cut.padded_d, dtype=torch.float32)
     call.backward_queries(saved, grad_q, partial)()

@@ -1,7 +1,8 @@
 """Halo attention for GPUs, in Triton: one kernel forward, two backward.
 
 Letters: b image, y and x block, (i, j) query in its block, m query of a tile, (a, c) key in its window, n key of a
-tile, d and e channels. Logits are `factor * (sign q)·(k + r)`, in units of log2; `sign` is that of the scale, or 0.
+tile, d and e channels. Logits here are `(sign q)·(k + r)`, weights 2^(factor * logit); `sign` is that of the scale, or
+0.
 
 Scores exist in registers only. A relative logit is a part by row plus a part by column. Both are products of the
 queries with a whole table, (m, offsets), from which `gather` takes what each query sees. Their sum is where the product
@@ -40,7 +41,7 @@ class Asked(NamedTuple):
 
 @triton.jit
 def forward(inputs, out, statistics, PLAN: tl.constexpr):
-    """The output of a tile of queries, and the log2 of the sum over its keys of 2^logit."""
+    """The output of a tile of queries, and of each its highest logit, before `factor`, and the sum of its weights."""
     place = tl.program_id(0) // PLAN.tiles
     head = place % inputs.sizes.heads
     x = place // inputs.sizes.heads
@@ -56,7 +57,8 @@ def forward(inputs, out, statistics, PLAN: tl.constexpr):
             best, total, acc, tile, asked, inputs, PLAN.cols, PLAN.tail_rows, PLAN.tail_cols, PLAN
         )
     _store(out, tile.places, tile.here, acc / total[:, None], PLAN.e, PLAN.padded_e)
-    tl.store(statistics + tile.places, best + tl.log2(total), mask=tile.here)
+    tl.store(statistics + 2 * tile.places, best, mask=tile.here)
+    tl.store(statistics + 2 * tile.places + 1, total, mask=tile.here)
 
 
 @triton.jit
@@ -78,11 +80,11 @@ def _attend(
         keys = _of_window(inputs.k, tile, inputs, a, FIRST, ROWS, COLS, PLAN.d, PLAN.padded_d, PLAN)
         values = _of_window(inputs.v, tile, inputs, a, FIRST, ROWS, COLS, PLAN.e, PLAN.padded_e, PLAN)
         logits = _logits(asked, keys, _bias_h(tile, asked, inputs, a, ROWS, PLAN), bias_w, PLAN)
-        highest = tl.maximum(best, tl.max(logits, 1) * inputs.factor)
+        highest = tl.maximum(best, tl.max(logits, 1))
         # A tile may hold no key at all: then the highest is minus infinity, and differences would be no numbers.
         level = tl.where(highest == NOTHING, 0.0, highest)
-        weights = tl.exp2(logits * inputs.factor - level[:, None])
-        fade = tl.exp2(best - level)
+        weights = _weights(logits, level, inputs, PLAN)
+        fade = tl.exp2((best - level) * inputs.factor)
         total = total * fade + tl.sum(weights, 1)
         acc = tl.dot(weights.to(values.dtype), values, acc * fade[:, None], input_precision=PLAN.precision)
         best = highest
@@ -106,7 +108,7 @@ def backward_queries(inputs, out, statistics, grad_out, delta, grad_q, grad_tabl
         tile = _tile(b, y, x, head, unit % PLAN.tiles, inputs, PLAN)
         asked = _asked(tile, inputs, PLAN)
         grads = _load(grad_out, tile.places, tile.here, PLAN.e, PLAN.padded_e)
-        level = tl.load(statistics + tile.places, mask=tile.here, other=float("inf"))
+        level, share = _softmax(statistics, tile, inputs, PLAN)
         if PLAN.exact:
             sums = tl.zeros([PLAN.queries], tl.float32)
             sums = _weighted_grads(sums, tile, asked, grads, level, inputs, 0, PLAN.rows, PLAN.cols, PLAN)
@@ -114,6 +116,7 @@ def backward_queries(inputs, out, statistics, grad_out, delta, grad_q, grad_tabl
                 sums = _weighted_grads(
                     sums, tile, asked, grads, level, inputs, PLAN.cols, PLAN.tail_rows, PLAN.tail_cols, PLAN
                 )
+            sums *= share
         else:
             outs = _load(out, tile.places, tile.here, PLAN.e, PLAN.padded_e)
             sums = tl.sum(outs.to(tl.float32) * grads.to(tl.float32), 1)
@@ -129,9 +132,10 @@ def backward_queries(inputs, out, statistics, grad_out, delta, grad_q, grad_tabl
                 acc, rows, cols, tile, asked, grads, level, sums, inputs,
                 PLAN.cols, PLAN.tail_rows, PLAN.tail_cols, PLAN,
             )  # fmt: skip
+        acc *= share[:, None]
         if PLAN.relative:
-            rows = _by_offset_again(rows, tile.i, PLAN).to(grads.dtype)
-            cols = _by_offset_again(cols, tile.j, PLAN).to(grads.dtype)
+            rows = _by_offset_again(rows * share[:, None], tile.i, PLAN).to(grads.dtype)
+            cols = _by_offset_again(cols * share[:, None], tile.j, PLAN).to(grads.dtype)
             _add_table_grads(grad_tables, 0, rows, asked, gain, PLAN)
             _add_table_grads(grad_tables, 1, cols, asked, gain, PLAN)
             embeddings_h = _embeddings(inputs.table_h, 0, PLAN.width_h, grads.dtype, PLAN)
@@ -160,7 +164,7 @@ def _weighted_grads(
         keys = _of_window(inputs.k, tile, inputs, a, FIRST, ROWS, COLS, PLAN.d, PLAN.padded_d, PLAN)
         values = _of_window(inputs.v, tile, inputs, a, FIRST, ROWS, COLS, PLAN.e, PLAN.padded_e, PLAN)
         logits = _logits(asked, keys, _bias_h(tile, asked, inputs, a, ROWS, PLAN), bias_w, PLAN)
-        weights = tl.exp2(logits * inputs.factor - level[:, None])
+        weights = _weights(logits, level, inputs, PLAN)
         sums += tl.sum(weights * tl.dot(grads, tl.trans(values), input_precision=PLAN.precision), 1)
     return sums
 
@@ -179,7 +183,7 @@ def _query_grads(
         keys = _of_window(inputs.k, tile, inputs, a, FIRST, ROWS, COLS, PLAN.d, PLAN.padded_d, PLAN)
         values = _of_window(inputs.v, tile, inputs, a, FIRST, ROWS, COLS, PLAN.e, PLAN.padded_e, PLAN)
         logits = _logits(asked, keys, _bias_h(tile, asked, inputs, a, ROWS, PLAN), bias_w, PLAN)
-        weights = tl.exp2(logits * inputs.factor - level[:, None])
+        weights = _weights(logits, level, inputs, PLAN)
         slopes = tl.dot(grads, tl.trans(values), input_precision=PLAN.precision)
         slopes = (weights * (slopes - sums[:, None])).to(keys.dtype)
         acc = tl.dot(slopes, keys, acc, input_precision=PLAN.precision)
@@ -231,12 +235,13 @@ def backward_keys(inputs, statistics, delta, grad_out, grad_k, grad_v, gain, PLA
         tile = _tile(b, y, x, head, step % PLAN.tiles, inputs, PLAN)
         asked = _asked(tile, inputs, PLAN)
         grads = _load(grad_out, tile.places, tile.here, PLAN.e, PLAN.padded_e)
-        # Where there is no query the level is infinite, and so all weights are zero.
-        level = tl.load(statistics + tile.places, mask=tile.here, other=float("inf"))
+        level, share = _softmax(statistics, tile, inputs, PLAN)
         sums = tl.load(delta + tile.places, mask=tile.here, other=0.0)
         bias_h = _bias_h(tile, asked, inputs, row0 - (y * PLAN.block - PLAN.halo), SIDE, PLAN)
         bias_w = _bias_w(tile, asked, inputs, col0 - (x * PLAN.block - PLAN.halo), SIDE, PLAN)
-        weights = tl.exp2(_logits(asked, keys, bias_h, bias_w, PLAN) * inputs.factor - level[:, None])
+        weights = _weights(_logits(asked, keys, bias_h, bias_w, PLAN), level, inputs, PLAN)
+        if PLAN.exact:
+            weights *= share[:, None]
         acc_v = tl.dot(tl.trans(weights.to(grads.dtype)), grads, acc_v, input_precision=PLAN.precision)
         slopes = tl.dot(grads, tl.trans(values), input_precision=PLAN.precision)
         slopes = (weights * (slopes - sums[:, None])).to(keys.dtype)
@@ -385,3 +390,29 @@ def _logits(asked, keys, bias_h, bias_w, PLAN: tl.constexpr):
     bias = bias_h[:, :, None] + bias_w[:, None, :]
     bias = tl.reshape(bias, [PLAN.queries, bias.shape[1] * bias.shape[2]])
     return tl.dot(asked.queries, tl.trans(keys), bias, input_precision=PLAN.precision)
+
+
+@triton.jit
+def _softmax(statistics, tile, inputs, PLAN: tl.constexpr):
+    """The level that each query's logits are taken from, and its factor on the weights.
+
+    The level is infinite, so that all weights are zero, where there is no query. In float32 one number for both, the
+    level at which the weights add up to one, would be rounded too much.
+    """
+    level = tl.load(statistics + 2 * tile.places, mask=tile.here, other=float("inf"))
+    total = tl.load(statistics + 2 * tile.places + 1, mask=tile.here, other=1.0)
+    if PLAN.exact:
+        share = 1 / total
+    else:
+        level += tl.log2(total) / inputs.factor
+        share = tl.full([PLAN.queries], 1.0, tl.float32)
+    return level, share
+
+
+@triton.jit
+def _weights(logits, level, inputs, PLAN: tl.constexpr):
+    """2^(factor * (logits - level)), (m, n)."""
+    if PLAN.exact:
+        return tl.exp2((logits - level[:, None]) * inputs.factor)
+    # One instruction less for each of them.
+    return tl.exp2(logits * inputs.factor - (level * inputs.factor)[:, None])

@@ -54,7 +54,7 @@ class Plan(NamedTuple):
     padded_offsets: int
     padded_side: int
     exact: bool
-    """Whether the backward pass sums weights times their gradients itself, in a pass of its own, as float32 needs."""
+    """Whether roundings are avoided that float32 would show: of the softmax's level, and of weights times gradients."""
     precision: str
 
 
@@ -78,7 +78,7 @@ class Sizes(NamedTuple):
 
 
 class Inputs(NamedTuple):
-    """What all kernels read. Logits are `factor * (sign q)·(k + r)`, in units of log2."""
+    """What all kernels read. The weight of a key is 2^(factor * (sign q)·(k + r)), before the sum is taken to one."""
 
     q: Map
     k: Map
@@ -169,6 +169,11 @@ def warps(cut: Plan, *, backward: bool) -> int:
     of_thread = of_query * (1 if cut.precision == "ieee" else 2) / 2
     few = cut.queries // 16
     return few if of_thread <= (MOST_BACKWARD if backward else MOST_FORWARD) else 2 * few
+
+
+def stages(cut: Plan) -> int:
+    """How many tiles of keys are on their way at a time: two, or one where registers serve better than being early."""
+    return 2 if cut.side > 2 * cut.rows else 1
 
 
 def _panel(side: int, cols: int, most: int) -> tuple[int, int]:

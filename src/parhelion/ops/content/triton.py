@@ -1,0 +1,136 @@
+"""Content attention on GPUs: the Triton kernels as a custom operator, forward and backward."""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from parhelion.native import gpu, side_by_side
+from parhelion.native.gpu import Launch, as_map
+from parhelion.ops.content.triton_plan import Inputs, Plan, Sizes, Summary, effort, plan, sizes_of, slices
+
+
+def why_not_triton(q: Tensor, k: Tensor, v: Tensor) -> str | None:
+    """Why the Triton kernels cannot take these maps, or None if they can."""
+    return gpu.why_not_maps(q=q, k=k, v=v)
+
+
+def content_attention_triton(q: Tensor, k: Tensor, v: Tensor, *, normalize_queries: bool) -> Tensor:
+    """The operation on maps that `why_not_triton` has nothing against; shapes as in `content_attention`.
+
+    The softmax and the summary take one pass over keys and values. Products are taken in the dtype of the maps
+    (float32 as tf32 where `torch.backends.cuda.matmul.allow_tf32`), sums in float32, without atomics: two runs are
+    bitwise equal. Where heads are narrow, a gradient that is not finite may make those of the head beside it no
+    numbers. Maps whose channels do not lie side by side are copied first. Second derivatives are not available.
+    """
+    return _forward(q.softmax(dim=-1) if normalize_queries else q, k, v)[0]
+
+
+class Call(NamedTuple):
+    """A call of the operation: what its kernels are launched with."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+
+    @property
+    def plan(self) -> Plan:
+        """How the work is cut."""
+        return plan(self.q, self.k, self.v)
+
+    @property
+    def sizes(self) -> Sizes:
+        """The image and its chunks."""
+        return sizes_of(self.q, self.plan)
+
+    @property
+    def whole(self) -> bool:
+        """Whether one program takes a group of heads of an image from beginning to end."""
+        return self.sizes.chunks == 1 and slices(self.plan) == (1, 1)
+
+    def forward(self, out: Tensor, summary: Summary) -> list[Launch]:
+        """Fill `out` and `summary`."""
+        if self.whole:
+            return [self._launch("forward", 1, summary, out)]
+        slices_d, slices_e = slices(self.plan)
+        partial = Summary(*(self._of_chunks(tensor) for tensor in summary))
+        return [
+            self._launch("summarise", slices_d, partial),
+            self._launch("read", slices_e, partial, summary, out),
+        ]
+
+    def backward(self, grad_out: Tensor, summary: Summary, grads: tuple[Tensor, Tensor, Tensor]) -> list[Launch]:
+        """Fill the gradients of q, k and v."""
+        if self.whole:
+            return [self._launch("backward", 1, summary, grad_out, *grads)]
+        slices_d, slices_e = slices(self.plan)
+        grad_q, grad_k, grad_v = grads
+        partial = self._of_chunks(summary.blocks)
+        return [
+            self._launch("backward_queries", slices_d, summary, grad_out, grad_q, partial),
+            self._launch("backward_keys", max(slices_d, slices_e), summary, partial, grad_k, grad_v),
+        ]
+
+    def _of_chunks(self, tensor: Tensor) -> Tensor:
+        """Memory for every chunk's part of a tensor."""
+        return tensor.new_empty(tensor.shape[0] * self.sizes.chunks, *tensor.shape[1:])
+
+    def _launch(self, name: str, slices: int, *others: Any) -> Launch:
+        from parhelion.ops.content import triton_kernels
+
+        cut, sizes = self.plan, self.sizes
+        inputs = Inputs(*(as_map(tensor) for tensor in self), sizes)
+        grid = (sizes.heads // cut.group * slices, sizes.chunks, self.q.shape[0])
+        _, _, num_warps, num_stages = effort(cut, self.q.element_size())
+        choices = {"PLAN": cut, "num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": True}
+        return Launch(getattr(triton_kernels, name), grid, (inputs, *others), choices, self.q.device)
+
+
+def new_call(q: Tensor, k: Tensor, v: Tensor) -> Call:
+    """The call with an operator's arguments."""
+    return Call(*(side_by_side(tensor) for tensor in (q, k, v)))
+
+
+@torch.library.custom_op("parhelion::content_attention_triton", mutates_args=())
+def _forward(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The output and, for the backward pass, every head's summary and what is needed of its softmax."""
+    out, *summary = _forward_fake(q, k, v)
+    for launch in new_call(q, k, v).forward(out, Summary(*summary)):
+        launch()
+    return out, *summary
+
+
+@_forward.register_fake
+def _forward_fake(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    batch, _, _, heads, d = q.shape
+    summary = q.new_empty(batch, heads, d, v.shape[4], dtype=torch.float32)
+    return v.new_empty(v.shape), summary, q.new_empty(batch, 2, heads, d, dtype=torch.float32)
+
+
+@torch.library.custom_op("parhelion::content_attention_triton_backward", mutates_args=())
+def _backward(
+    grad_out: Tensor, summary: Tensor, statistics: Tensor, q: Tensor, k: Tensor, v: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of q, k and v."""
+    grads = _backward_fake(grad_out, summary, statistics, q, k, v)
+    for launch in new_call(q, k, v).backward(grad_out.contiguous(), Summary(summary, statistics), grads):
+        launch()
+    return grads
+
+
+@_backward.register_fake
+def _backward_fake(
+    grad_out: Tensor, summary: Tensor, statistics: Tensor, q: Tensor, k: Tensor, v: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+
+
+def _save(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*output[1:], *inputs)
+
+
+def _differentiate(ctx: Any, grad_out: Tensor, *_: Tensor | None) -> tuple[Tensor, ...]:
+    return _backward(grad_out, *ctx.saved_tensors)
+
+
+_forward.register_autograd(_differentiate, setup_context=_save)

@@ -1,0 +1,138 @@
+"""How the Triton kernels of content attention cut their work, chosen from the shapes alone."""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from parhelion.native.gpu import NARROWEST, Map, padded, precision
+
+# Warps that keep a GPU busy: sixteen for each of an H100's 132 multiprocessors, and as many on any other GPU, so that
+# results do not depend on it. An image is cut into chunks where images and heads are fewer.
+WARPS = 2112
+# Every program that reads a summary adds the chunks up again.
+MOST_CHUNKS = 16
+
+
+class Plan(NamedTuple):
+    """What a kernel is compiled for: the shape of a head, the heads of a group, the memory, the tiles.
+
+    Fields only, since a kernel does not see properties.
+    """
+
+    d: int
+    e: int
+    group: int
+    """Heads that are treated as one."""
+    padded_d: int
+    """Channels of a group, a power of two."""
+    padded_e: int
+    slice_d: int
+    """Channels of a group's keys, or of their gradients, that one program makes."""
+    slice_e: int
+    tile: int
+    """Pixels in a tile, a power of two."""
+    packed: bool
+    """Whether the channels of the heads lie side by side in all maps."""
+    flat: bool
+    """Whether the rows of pixels follow each other in all maps."""
+    precision: str
+
+
+class Sizes(NamedTuple):
+    """Pixels, pixels in a row, heads, pixels in a chunk (whole tiles), and chunks, as a kernel takes them."""
+
+    pixels: int
+    w: int
+    heads: int
+    chunk: int
+    chunks: int
+
+
+class Inputs(NamedTuple):
+    """What all kernels read."""
+
+    q: Map
+    k: Map
+    v: Map
+    sizes: Sizes
+
+
+class Summary(NamedTuple):
+    """Every head's summary (b, n, d, e), and of its softmax (b, 2, n, d): the largest key, and the sum over pixels."""
+
+    blocks: Tensor
+    statistics: Tensor
+
+
+def plan(q: Tensor, k: Tensor, v: Tensor) -> Plan:
+    """The plan for maps of these shapes, strides and this dtype."""
+    heads, d, e = q.shape[3], q.shape[4], v.shape[4]
+    maps = (q, k, v)
+    packed = heads == 1 or all(tensor.stride(3) == tensor.shape[4] for tensor in maps)
+    group = heads_per_group(heads, max(d, e))
+    padded_d, padded_e = padded(group * d), padded(group * e)
+    effort = effort_for(max(padded_d, padded_e) * q.element_size())
+    return Plan(
+        d=d,
+        e=e,
+        group=group,
+        padded_d=padded_d,
+        padded_e=padded_e,
+        slice_d=min(padded_d, effort.slice),
+        slice_e=min(padded_e, effort.slice),
+        tile=min(effort.tile, padded(q.shape[1] * q.shape[2])),
+        packed=packed,
+        flat=all(rows_follow(tensor) for tensor in maps),
+        precision=precision(q.dtype),
+    )
+
+
+class Effort(NamedTuple):
+    """What a program takes on: pixels of a tile, channels of the result; with how many warps, and tiles under way."""
+
+    tile: int
+    slice: int
+    warps: int
+    stages: int
+
+
+def effort_for(pixel_bytes: int) -> Effort:
+    """What a program takes on where a group's channels at one pixel take so many bytes.
+
+    Chosen by the machine code for sm_90: few instructions in the loops, and next to no spills up to 64 channels.
+    """
+    if pixel_bytes <= 64:
+        return Effort(128 if pixel_bytes <= 32 else 64, 64, 2, 2)
+    if pixel_bytes <= 128:
+        return Effort(64, 64, 4, 2)
+    return Effort(32, 64, 8, 1) if pixel_bytes <= 512 else Effort(16, 32, 8, 1)
+
+
+def effort(cut: Plan, element_bytes: int) -> Effort:
+    """What a program of a plan takes on."""
+    return effort_for(max(cut.padded_d, cut.padded_e) * element_bytes)
+
+
+def heads_per_group(heads: int, width: int) -> int:
+    """Heads that fill the narrowest block: as many as divide all heads."""
+    return next(group for group in range(max(1, NARROWEST // width), 0, -1) if heads % group == 0)
+
+
+def rows_follow(tensor: Tensor) -> bool:
+    """Whether each row of a map begins where the one above ends."""
+    return tensor.shape[1] <= 1 or tensor.stride(1) == tensor.shape[2] * tensor.stride(2)
+
+
+def sizes_of(q: Tensor, cut: Plan) -> Sizes:
+    """The image and its chunks: one where images and heads are many, else so many that the programs are."""
+    batch, h, w, heads, _ = q.shape
+    tiles = -(-h * w // cut.tile)
+    warps = max(1, batch * (heads // cut.group) * effort(cut, q.element_size()).warps)
+    chunks = min(-(-WARPS // warps), MOST_CHUNKS, -(-tiles // 2))
+    chunk = -(-tiles // chunks) * cut.tile
+    return Sizes(h * w, w, heads, chunk, -(-h * w // chunk))
+
+
+def slices(cut: Plan) -> tuple[int, int]:
+    """Programs that share the channels of keys, and of values."""
+    return -(-cut.group * cut.d // cut.slice_d), -(-cut.group * cut.e // cut.slice_e)

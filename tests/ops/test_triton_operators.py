@@ -1,0 +1,203 @@
+"""The Triton kernels as operators: why one cannot run, the contract of torch.library, compiling, checkpointing."""
+
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from kernel_cases import Case, axial, axial_plus, content, halo, result_and_gradients
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from parhelion.native import gpu
+from parhelion.ops import axial as axial_op
+from parhelion.ops import content as content_op
+from parhelion.ops import halo as halo_op
+from parhelion.ops.implementation import chosen
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+OPERATIONS = {
+    "halo": (halo(3, 5, 4, 1, heads=2, batch=1), halo_op.why_not_triton),
+    "halo without tables": (halo(3, 5, 4, 1, heads=2, batch=1, tables=None), halo_op.why_not_triton),
+    "content": (content(3, 5, heads=2, batch=1), content_op.why_not_triton),
+    "axial": (axial(3, 5, "h", heads=2, batch=1), axial_op.why_not_triton),
+    "axial, plus a map": (axial_plus(3, 5, "w", heads=2, batch=1), axial_op.why_not_triton),
+}
+operations = pytest.mark.parametrize(("case", "why_not_triton"), OPERATIONS.values(), ids=OPERATIONS.keys())
+cases = pytest.mark.parametrize("case", [case for case, _ in OPERATIONS.values()], ids=OPERATIONS.keys())
+
+
+def runs(test: Callable[..., None]) -> Callable[..., None]:
+    """Mark a test that runs kernels."""
+    reason = "wants a GPU, or TRITON_INTERPRET=1 to run on the CPU"
+    return pytest.mark.triton(pytest.mark.skipif(DEVICE == "cpu" and not gpu.interpreted(), reason=reason)(test))
+
+
+def maps(tensors: list[Tensor]) -> list[Tensor]:
+    return [tensor for tensor in tensors if tensor.ndim == 5]
+
+
+# Which runs, and why not
+
+
+@pytest.fixture
+def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let kernels take maps on the CPU, as in Triton's interpreter; none is run."""
+    monkeypatch.setattr(gpu, "interpreted", lambda: True)
+
+
+@pytest.mark.skipif(gpu.interpreted(), reason="the interpreter takes maps on the CPU")
+@operations
+def test_kernels_for_gpus_refuse_maps_on_the_cpu(case: Case, why_not_triton: Callable[..., str | None]):
+    tensors = case.tensors(torch.float32)[:-1]
+    reason = "q is on cpu, not on a GPU"
+    assert why_not_triton(*maps(tensors)) == reason
+    with pytest.raises(ValueError, match=f"^{re.escape(f'impl={chr(39)}triton{chr(39)} cannot run: {reason}')}$"):
+        case.attend(*tensors, impl="triton")
+
+
+@operations
+@pytest.mark.usefixtures("interpreted")
+def test_kernels_refuse_what_they_cannot_compute(case: Case, why_not_triton: Callable[..., str | None]):
+    q, *rest = maps(case.tensors(torch.float32)[:-1])
+    double = [tensor.double() for tensor in (q, *rest)]
+    assert why_not_triton(*double) == "the kernel computes in float32, bfloat16 and float16, not in torch.float64"
+    mixed = (q, *rest[:-1], rest[-1].half())
+    assert why_not_triton(*mixed) == "the kernel wants one dtype, not torch.float16 and torch.float32"
+    apart = (q, *rest[:-1], rest[-1].to("meta"))
+    assert why_not_triton(*apart) == "the kernel wants one device, not cpu and meta"
+    wide = [torch.empty(*tensor.shape[:4], 257, device="meta") for tensor in (q, *rest)]
+    assert why_not_triton(*wide) == "the kernel takes heads of up to 256 channels, and q has 257"
+    many = [torch.empty(65_536, *tensor.shape[1:], device="meta") for tensor in (q, *rest)]
+    assert why_not_triton(*many) == "the kernel takes up to 65535 images at a time, not 65536"
+
+
+@pytest.fixture
+def without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An environment where Triton is not installed."""
+    monkeypatch.setattr(gpu, "_found", lambda: False)
+
+
+@operations
+@pytest.mark.usefixtures("interpreted", "without_triton")
+def test_without_triton_the_reason_is_said(case: Case, why_not_triton: Callable[..., str | None]):
+    reason = why_not_triton(*maps(case.tensors(torch.float32)[:-1]))
+    assert reason == "Triton is not installed; it comes with PyTorch for GPUs on Linux"
+
+
+def test_auto_takes_compiled_code_then_kernels_for_gpus_then_the_reference():
+    assert chosen("auto", why_not_cpu=None, why_not_triton=None) == "cpu"
+    assert chosen("auto", why_not_cpu="no", why_not_triton=None) == ("reference" if gpu.interpreted() else "triton")
+    assert chosen("auto", why_not_cpu="no", why_not_triton="no") == "reference"
+    assert chosen("reference", why_not_cpu=None, why_not_triton=None) == "reference"
+
+
+@pytest.mark.usefixtures("interpreted", "libraries")
+def test_auto_never_interprets():
+    for case, _ in OPERATIONS.values():
+        tensors = case.tensors(torch.float32)[:-1]
+        assert torch.equal(case.attend(*tensors), case.attend(*tensors, impl="reference"))
+
+
+WITHOUT = """
+import sys
+sys.modules["triton"] = None
+import torch, parhelion
+from parhelion.ops import axial_attention, content_attention, halo_attention
+q = torch.randn(1, 3, 4, 2, 8)
+assert halo_attention(q, q, q, block=2, halo=1).isfinite().all()
+assert content_attention(q, q, q).isfinite().all()
+assert axial_attention(q, q, torch.randn(5, 8), axis="h").isfinite().all()
+"""
+
+
+def test_the_package_works_where_triton_is_absent():
+    done = subprocess.run([sys.executable, "-c", WITHOUT], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+IMPORTED = "import sys, parhelion; sys.exit(any(name.endswith('triton_kernels') for name in sys.modules))"
+
+
+def test_importing_the_package_imports_no_kernel():
+    assert subprocess.run([sys.executable, "-c", IMPORTED], check=False).returncode == 0
+
+
+# The contract of custom operators
+
+
+class Noted(torch.utils._python_dispatch.TorchDispatchMode):
+    """Notes the operators of kernels that run meanwhile, with their arguments."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls: list[tuple[Any, tuple[Any, ...]]] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if "triton" in str(func):
+            self.calls.append((func, args))
+        return func(*args, **(kwargs or {}))
+
+
+@runs
+@cases
+def test_operators_keep_the_contract_of_torch_library(case: Case):
+    *leaves, towards = [tensor.to(DEVICE) for tensor in case.tensors(torch.float32)]
+    leaves = [tensor.requires_grad_() for tensor in leaves]
+    with Noted() as noted:
+        case.attend(*leaves, impl="triton").backward(towards)
+    assert len(noted.calls) == 2
+    for operator, arguments in noted.calls:
+        arguments = [x.detach() if isinstance(x, Tensor) else x for x in arguments]
+        torch.library.opcheck(operator, tuple(arguments))
+    operator, arguments = noted.calls[0]
+    wanted = [x.detach().requires_grad_() if isinstance(x, Tensor) else x for x in arguments]
+    torch.library.opcheck(operator, tuple(wanted))
+
+
+# Autograd
+
+
+@runs
+@cases
+def test_gradients_flow_only_where_they_are_required(case: Case):
+    *leaves, towards = [tensor.to(DEVICE) for tensor in case.tensors(torch.float32)]
+    everything = result_and_gradients(case, [*leaves, towards], "triton")[1:]
+    for which in (0, len(leaves) - 1):
+        inputs = [tensor.clone().requires_grad_(place == which) for place, tensor in enumerate(leaves)]
+        case.attend(*inputs, impl="triton").backward(towards)
+        assert [tensor.grad is not None for tensor in inputs] == [place == which for place in range(len(inputs))]
+        assert torch.equal(inputs[which].grad, everything[which])
+
+
+@runs
+@cases
+def test_activation_checkpointing_changes_no_gradient(case: Case):
+    *leaves, towards = [tensor.to(DEVICE) for tensor in case.tensors(torch.float32)]
+    expected = result_and_gradients(case, [*leaves, towards], "triton")[1:]
+    leaves = [tensor.requires_grad_() for tensor in leaves]
+    checkpoint(lambda *tensors: case.attend(*tensors, impl="triton"), *leaves, use_reentrant=False).backward(towards)
+    for tensor, gradient in zip(leaves, expected, strict=True):
+        assert torch.equal(tensor.grad, gradient)
+
+
+# Under torch.compile
+
+
+@runs
+@cases
+def test_one_graph_gives_the_eager_result_and_gradients(case: Case):
+    tensors = [tensor.to(DEVICE) for tensor in case.tensors(torch.float32)]
+    expected = result_and_gradients(case, tensors, "triton")
+    *leaves, towards = tensors
+    leaves = [tensor.detach().requires_grad_() for tensor in leaves]
+    torch.compiler.reset()
+    backend = "inductor" if DEVICE == "cuda" else "aot_eager"
+    compiled = torch.compile(lambda *inputs: case.attend(*inputs, impl="triton"), fullgraph=True, backend=backend)
+    out = compiled(*leaves)
+    found = [out.detach(), *torch.autograd.grad(out, leaves, towards)]
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one, other)
