@@ -1,0 +1,193 @@
+"""Networks as candidates on a GPU, and the attention layers within them."""
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
+
+import timm
+import torch
+from gpu_peers import GpuLayer, graphed, why_not_graphed, with_impl
+from peers import gsa_pytorch_gsa
+from torch import Tensor, nn
+
+import parhelion
+from parhelion.evaluate.networks import (
+    BATCH_NORMS,
+    CHECKED_IMAGES,
+    NETWORK_SLACK,
+    SEED,
+    Network,
+    at_precision,
+    gradients,
+    in_plain_pytorch,
+    noise,
+    settled,
+    split,
+)
+from parhelion.evaluate.speed import Candidate, Precision, Run, not_as_exact, not_finite
+from parhelion.models.fold import fold
+
+# Weight of each residual branch's last norm. With one, untrained attention multiplies roundings to bfloat16 up until
+# nothing of the logits is left, and no check could tell right from wrong; training starts it at zero.
+BRANCH = 0.05
+# What a step of SGD with momentum moves: weights and momenta are read and written.
+STEP_WEIGHTS = 4
+
+
+def quiet(model: str, image_px: int, change: Callable[[nn.Module], None] = lambda network: None) -> nn.Module:
+    """`model` as early in training, in eval mode, the same each time: branches count, but little; see `BRANCH`.
+
+    change: Done to the network before its running statistics are those of noise.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)
+        network = _network(model, image_px)
+        change(network)
+        for module in network.modules():
+            if isinstance(module, BATCH_NORMS) and module.weight is not None and not module.weight.any():
+                nn.init.constant_(module.weight, BRANCH)
+        return settled(network, image_px)
+
+
+def _network(model: str, image_px: int) -> nn.Module:
+    prefix, name = split(model)
+    return timm.create_model(name) if prefix else parhelion.create_model(name, image_size=image_px)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GpuNetwork(Network):
+    """A network on a device; see `Network`. A training step is checked before it is compiled."""
+
+    device: str = "cuda"
+    impl: str | None = None  # of our operations; None: the network's own, which is "auto"
+    graphed: bool = False  # replayed as a CUDA graph
+
+    def why_not(self) -> str | None:
+        """Why this cannot run here."""
+        return why_not_graphed(self.graphed, self.device) or super().why_not()
+
+    def network(self) -> nn.Module:
+        """The network as it will be called, before compiling."""
+        network = quiet(self.model, self.image_px)
+        network = with_impl(fold(network) if self._folds else network, self.impl)
+        return network.to(memory_format=torch.channels_last)
+
+    def build(self) -> Run:
+        """Logits of the batch per call, or the loss of a training step."""
+        run = super().build()
+        return graphed(run) if self.graphed else run
+
+    def problem(self, answer: Sequence[Tensor]) -> str | None:
+        """Not finite, or less exact than plain PyTorch: all logits of the batch, or for training our gradients."""
+        if self.train:
+            return super().problem(answer)
+        logits = answer[0].cpu()
+        same = torch.arange(len(logits)) % CHECKED_IMAGES
+        truth = true_logits(self.model, self.image_px)[same]
+        baseline = plain_logits(self.model, self.image_px, self.precision, self.device)[same]
+        return not_finite(answer) or not_as_exact(logits, baseline, truth, slack=NETWORK_SLACK)
+
+    def _gradient_problem(self) -> str | None:
+        # One image without batch statistics, since float64 in plain PyTorch keeps gigabytes for a batch.
+        images = noise(1, self.image_px)
+        plain = in_plain_pytorch(quiet(self.model, self.image_px))
+        dtype, context = at_precision(self.precision, self.device)
+        with context():
+            actual = gradients(self.network().to(self.device, dtype), images.to(self.device, dtype))
+            baseline = gradients(copy.deepcopy(plain).to(self.device, dtype), images.to(self.device, dtype))
+        truth = gradients(plain.double().to(self.device), images.double().to(self.device)).cpu()
+        wrong = not_as_exact(actual.cpu(), baseline.cpu(), truth, slack=NETWORK_SLACK)
+        return wrong and wrong.replace("output errs", "gradient errs")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WithGsaPytorch(GpuNetwork):
+    """One of our GSA networks with gsa-pytorch's layers, averaged where ours has a stride."""
+
+    needs: tuple[str, ...] = ("gsa_pytorch",)
+
+    def network(self) -> nn.Module:
+        """The network as it will be called."""
+        return quiet(self.model, self.image_px, with_gsa_pytorch).to(memory_format=torch.channels_last)
+
+    def problem(self, answer: Sequence[Tensor]) -> str | None:
+        """Not finite; its layers are compared with float64 one by one, in the cases of layers."""
+        return not_finite(answer)
+
+    def multiply_adds(self) -> None:  # type: ignore[override]
+        """Not counted."""
+
+
+def with_gsa_pytorch(network: nn.Module) -> None:
+    """Put gsa-pytorch's layers into the place of ours."""
+    for block in network.bottlenecks:
+        ours = block.operator
+        if isinstance(ours, parhelion.layers.GlobalSelfAttention):
+            block.operator = nn.Sequential(gsa_pytorch_gsa(ours.dim, ours.heads, ours.size), nn.AvgPool2d(ours.stride))
+
+
+@lru_cache
+def true_logits(model: str, image_px: int) -> Tensor:
+    """Logits of the first images in float64."""
+    network = in_plain_pytorch(quiet(model, image_px)).double()
+    with torch.inference_mode():
+        return network(noise(CHECKED_IMAGES, image_px).double())
+
+
+@lru_cache
+def plain_logits(model: str, image_px: int, precision: Precision, device: str) -> Tensor:
+    """Logits of the first images by plain PyTorch at `precision`."""
+    dtype, context = at_precision(precision, device)
+    network = in_plain_pytorch(quiet(model, image_px)).to(device, dtype)
+    with torch.inference_mode(), context():
+        return network(noise(CHECKED_IMAGES, image_px).to(device, dtype)).cpu()
+
+
+def moved_bytes(candidate: Candidate) -> int | None:
+    """What a call must move: inputs read once, outputs written once; None where nobody can say."""
+    if isinstance(candidate, GpuLayer):
+        return candidate.moved_bytes()
+    if not isinstance(candidate, GpuNetwork):
+        return None
+    dtype, _ = at_precision(candidate.precision, candidate.device)
+    weights, classes = _weights(candidate.model, candidate.image_px)
+    images = candidate.batch * 3 * candidate.image_px**2
+    others = STEP_WEIGHTS * weights if candidate.train else weights + candidate.batch * classes
+    return (images + others) * dtype.itemsize
+
+
+@lru_cache
+def _weights(model: str, image_px: int) -> tuple[int, int]:
+    """Numbers in the weights of a network, and its classes."""
+    with torch.device("meta"):
+        network = _network(model, image_px)
+    return sum(weight.numel() for weight in network.parameters()), network.num_classes
+
+
+@lru_cache
+def operators(model: str, image_px: int) -> tuple[tuple[int, int, int, str], ...]:
+    """The different attention layers of a network of ours: (its number, channels, side of its map, what it is)."""
+    with torch.device("meta"):
+        network = in_plain_pytorch(parhelion.create_model(model, image_size=image_px)).eval()
+    found: dict[str, tuple[int, int, int, str]] = {}
+
+    def note(number: int, module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        _, channels, side, _ = arguments[0].shape
+        says = f"{type(module).__name__}, {channels} channels, {side}x{side}, stride {module.stride}"
+        found.setdefault(f"{module} {side}", (number, channels, side, says))
+
+    for number, module in enumerate(_attention(network)):
+        module.register_forward_pre_hook(partial(note, number))
+    with torch.no_grad():
+        network(torch.empty(1, 3, image_px, image_px, device="meta"))
+    return tuple(found.values())
+
+
+def operator(model: str, image_px: int, number: int) -> nn.Module:
+    """An attention layer of a network of ours, by its number."""
+    return _attention(parhelion.create_model(model, image_size=image_px))[number]
+
+
+def _attention(network: nn.Module) -> list[nn.Module]:
+    return [module for module in network.modules() if hasattr(module, "impl")]

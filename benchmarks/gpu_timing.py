@@ -1,0 +1,190 @@
+"""Time by the GPU's own clock, what the machine can move and multiply, and the floor that both set.
+
+The floor of a job is the longer of two times: to move its inputs and outputs once at the measured copy bandwidth, and
+to multiply-add at the measured rate of a large matrix product.
+"""
+
+import math
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from parhelion.evaluate.speed import Run
+from parhelion.train.progress import span
+
+# Seconds of each of so many calls.
+Clock = Callable[[Run, int], list[float]]
+
+COPY, PRODUCT = "copy", "matrix product"
+# A turn lasts about this long, within these numbers of calls.
+TURN_SECONDS, MOST_CALLS = 0.1, 20
+WARMUP_CALLS = 3
+# What is written between two calls, in sizes of the cache: nothing of the call before stays in it, and the GPU is
+# busy for so long that the next call is waiting when it is done.
+FLUSHED_CACHES = 4
+NVIDIA_SMI = ("driver_version", "clocks.max.sm", "clocks.sm", "clocks.max.mem", "power.limit", "ecc.mode.current")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Yardstick:
+    """How large the copy and the matrix product are that the machine is measured with."""
+
+    copy_bytes: int = 2**30
+    product_side: int = 8192
+
+    def runs(self, device: str) -> dict[str, Run]:
+        """Both, as candidates. Factors are random: of constant ones a GPU draws less power, and clocks higher."""
+        source = torch.randint(0, 255, (self.copy_bytes,), dtype=torch.uint8, device=device)
+        target = torch.empty_like(source)
+        factors = (self.product_side, self.product_side)
+        left, right = (torch.randn(factors, device=device, dtype=torch.bfloat16) for _ in range(2))
+        product = torch.empty_like(left)
+        return {COPY: lambda: (target.copy_(source),), PRODUCT: lambda: (torch.mm(left, right, out=product),)}
+
+    def rates(self, seconds: Mapping[str, float]) -> "Rates":
+        """What both reached. A copy reads and writes every byte."""
+        return Rates(
+            bytes_per_second=2 * self.copy_bytes / seconds[COPY],
+            flops_per_second=2 * self.product_side**3 / seconds[PRODUCT],
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rates:
+    """What the machine was measured to move and to compute; a multiply-add is two FLOPs."""
+
+    bytes_per_second: float
+    flops_per_second: float
+
+    def floor(self, moved_bytes: int, multiply_adds: int) -> dict[str, float]:
+        """The two numbers of a job and the longer of both, in seconds, with what they are made from."""
+        move, multiply = moved_bytes / self.bytes_per_second, 2 * multiply_adds / self.flops_per_second
+        return {
+            "bytes": moved_bytes,
+            "multiply_adds": multiply_adds,
+            "move_seconds": move,
+            "multiply_seconds": multiply,
+            "seconds": max(move, multiply),
+        }
+
+
+def gpu_clock() -> Clock:
+    """Times calls one by one with events, with a cache that holds nothing of them."""
+    device = torch.cuda.current_device()
+    cache = torch.cuda.get_device_properties(device).L2_cache_size
+    scratch = torch.empty(FLUSHED_CACHES * max(cache, 2**24), dtype=torch.uint8, device=device)
+
+    def clock(run: Run, calls: int) -> list[float]:
+        pairs = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(calls)]
+        for start, end in pairs:
+            scratch.zero_()
+            start.record()
+            run()
+            end.record()
+        torch.cuda.synchronize()
+        return [start.elapsed_time(end) / 1e3 for start, end in pairs]
+
+    return clock
+
+
+def host_clock(run: Run, calls: int) -> list[float]:
+    """Times calls on the CPU, for a dry run."""
+    seconds = []
+    for _ in range(calls):
+        started = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - started)
+    return seconds
+
+
+def in_turns(
+    runs: Mapping[str, Run], clock: Clock, *, rounds: int, say: Callable[[str], None]
+) -> tuple[dict[str, list[float]], dict[str, str]]:
+    """Seconds per call, the median of each turn; and why some of `runs` have none.
+
+    All take turns, a different one first each round. One that fails drops out, with all its turns.
+    """
+    calls, failed = dict[str, int](), dict[str, str]()
+    for name, run in runs.items():
+        with noted(failed, name):
+            clock(run, WARMUP_CALLS)
+            calls[name] = min(MOST_CALLS, max(1, math.ceil(TURN_SECONDS / max(1e-9, min(clock(run, 2))))))
+    names, samples = list(calls), {name: list[float]() for name in calls}
+    started = time.monotonic()
+    for index in range(rounds):
+        left = (time.monotonic() - started) / max(1, index) * (rounds - index)
+        say(f"timing, round {index + 1} of {rounds}" + (f", {span(left)} left" if index else ""))
+        first = index % max(1, len(names))
+        for name in names[first:] + names[:first]:
+            if name not in failed:
+                with noted(failed, name):
+                    samples[name].append(statistics.median(clock(runs[name], calls[name])))
+    return {name: turns for name, turns in samples.items() if name not in failed}, failed
+
+
+@contextmanager
+def noted(failed: dict[str, str], name: str) -> Iterator[None]:
+    """Keep why the block failed under `name` and go on: one candidate must not end hours of measuring."""
+    try:
+        yield
+    except Exception as error:
+        # The sentence alone; the traceback would keep every tensor of the failed call alive.
+        failed[name] = sentence(error)
+
+
+def sentence(error: Exception) -> str:
+    """What went wrong, in one line."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return "it runs out of GPU memory"
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0]}" if lines[0] else type(error).__name__
+
+
+def gpu_facts() -> dict[str, Any]:
+    """The GPU, its driver, clocks and CUDA, as far as they can be read; None for what cannot."""
+    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+    facts = {
+        "name": properties.name,
+        "capability": f"{properties.major}.{properties.minor}",
+        "multiprocessors": properties.multi_processor_count,
+        "memory_gib": round(properties.total_memory / 2**30, 1),
+        "cache_mib": round(properties.L2_cache_size / 2**20, 1),
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+    }
+    return facts | _from_nvidia_smi(str(properties.uuid))
+
+
+def _from_nvidia_smi(uuid: str) -> dict[str, str | None]:
+    """Each of `NVIDIA_SMI` with its unit."""
+    # By its name, since processes may see the GPUs in another order than the tool.
+    command = ["nvidia-smi", f"--id=GPU-{uuid}", f"--query-gpu={','.join(NVIDIA_SMI)}", "--format=csv,noheader"]
+    with suppress(OSError, subprocess.SubprocessError):
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
+        values = [value.strip() for value in answer.splitlines()[0].split(",")]
+        if len(values) == len(NVIDIA_SMI):
+            return dict(zip(NVIDIA_SMI, values, strict=True))
+    return dict.fromkeys(NVIDIA_SMI)
+
+
+def peak_mib(device: str, run: Run, before: int) -> float | None:
+    """The most memory of the GPU that `run` holds beyond `before` bytes; None on a CPU."""
+    if device == "cpu":
+        return None
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    for _ in range(2):
+        run()
+    torch.cuda.synchronize()
+    return (torch.cuda.max_memory_allocated() - before) / 2**20
+
+
+def held_bytes(device: str) -> int:
+    """Bytes of GPU memory in use now; 0 on a CPU."""
+    return 0 if device == "cpu" else torch.cuda.memory_allocated()
