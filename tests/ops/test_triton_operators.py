@@ -70,7 +70,13 @@ def test_kernels_refuse_what_they_cannot_compute(case: Case, why_not_triton: Cal
     apart = (q, *rest[:-1], rest[-1].to("meta"))
     assert why_not_triton(*apart) == "the kernel wants one device, not cpu and meta"
     wide = [torch.empty(*tensor.shape[:4], 257, device="meta") for tensor in (q, *rest)]
-    assert why_not_triton(*wide) == "the kernel takes heads of up to 256 channels, and q has 257"
+    assert (
+        why_not_triton(*wide) == "the kernel takes heads of up to 128 channels of torch.float32 on meta, and q has 257"
+    )
+    wide = [tensor.half() for tensor in wide]
+    assert (
+        why_not_triton(*wide) == "the kernel takes heads of up to 256 channels of torch.float16 on meta, and q has 257"
+    )
     many = [torch.empty(65_536, *tensor.shape[1:], device="meta") for tensor in (q, *rest)]
     assert why_not_triton(*many) == "the kernel takes up to 65535 images at a time, not 65536"
 

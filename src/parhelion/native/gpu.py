@@ -14,7 +14,9 @@ from torch import Tensor
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 NARROWEST = 16  # side of a matrix unit's operands
-WIDEST = 256  # channels of a head
+# Bytes of a head's channels: what the compiled kernels need of shared memory fits A100 and H100, or any GPU.
+WIDEST, WIDEST_ANYWHERE = 512, 128
+MUCH_SHARED_MEMORY = 160 * 1024
 MOST_IMAGES = 65_535  # programs along the last axis of a grid
 
 
@@ -23,20 +25,26 @@ def why_not_maps(**maps: Tensor) -> str | None:
     for name, tensor in maps.items():
         if tensor.device.type != "cuda" and not interpreted():
             return f"{name} is on {tensor.device}, not on a GPU"
-        if tensor.shape[-1] > WIDEST:
-            return f"the kernel takes heads of up to {WIDEST} channels, and {name} has {tensor.shape[-1]}"
-    first = next(iter(maps.values()))
-    if first.shape[0] > MOST_IMAGES:
-        return f"the kernel takes up to {MOST_IMAGES} images at a time, not {first.shape[0]}"
     for what, values in (
         ("dtype", {tensor.dtype for tensor in maps.values()}),
         ("device", {tensor.device for tensor in maps.values()}),
     ):
         if len(values) > 1:
             return f"the kernel wants one {what}, not {' and '.join(sorted(map(str, values)))}"
+    first = next(iter(maps.values()))
     if first.dtype not in DTYPES:
         return f"the kernel computes in float32, bfloat16 and float16, not in {first.dtype}"
-    return _why_not_device(first.device)
+    if first.shape[0] > MOST_IMAGES:
+        return f"the kernel takes up to {MOST_IMAGES} images at a time, not {first.shape[0]}"
+    reason = _why_not_device(first.device)
+    if reason is not None:
+        return reason
+    widest = _widest(first.device) // first.element_size()
+    for name, tensor in maps.items():
+        if tensor.shape[-1] > widest:
+            limit = f"{widest} channels of {first.dtype} on {first.device}"
+            return f"the kernel takes heads of up to {limit}, and {name} has {tensor.shape[-1]}"
+    return None
 
 
 @torch.compiler.assume_constant_result
@@ -53,6 +61,14 @@ def _why_not_device(device: torch.device) -> str | None:
         return None
     major, minor = torch.cuda.get_device_capability(device)
     return None if major >= 8 else f"the kernel needs compute capability 8.0 or more, and {device} has {major}.{minor}"
+
+
+@torch.compiler.assume_constant_result
+def _widest(device: torch.device) -> int:
+    if device.type != "cuda":
+        return WIDEST
+    shared = torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+    return WIDEST if shared >= MUCH_SHARED_MEMORY else WIDEST_ANYWHERE
 
 
 # Kept, since they are asked at every call; apart from the above, since torch.compile looks through a cache.

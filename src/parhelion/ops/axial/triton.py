@@ -32,7 +32,8 @@ def axial_attention_triton(q: Tensor, v: Tensor, table: Tensor, plus: Tensor | N
 
     Logits are never stored; the backward pass makes them anew. Products are taken in the dtype of the maps (float32 as
     tf32 where `torch.backends.cuda.matmul.allow_tf32`), sums in float32, without atomics: two runs are bitwise equal.
-    Maps whose channels do not lie side by side are copied first. Second derivatives are not available.
+    Short lines share products, so a number that is not finite may make those of the lines and heads beside it no
+    numbers. Maps whose channels do not lie side by side are copied first. Second derivatives are not available.
     """
     return _forward(q, v, table, plus, axis == "h")
 

@@ -79,7 +79,7 @@ class Call(NamedTuple):
         from parhelion.ops.content import triton_kernels
 
         cut, sizes = self.plan, self.sizes
-        inputs = Inputs(*(as_map(tensor) for tensor in self), sizes)
+        inputs = Inputs(as_map(self.q), as_map(self.k), as_map(self.v), sizes)
         grid = (sizes.heads // cut.group * slices, sizes.chunks, self.q.shape[0])
         _, _, num_warps, num_stages = effort(cut, self.q.element_size())
         choices = {"PLAN": cut, "num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": True}

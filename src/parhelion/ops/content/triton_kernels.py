@@ -1,8 +1,9 @@
 """Content attention for GPUs, in Triton: two kernels forward and two backward, or one each for images in one chunk.
 
 Letters: b image, p pixel of a tile, d channel of queries and keys, e channel of values. A program works for a group of
-heads, whose channels are treated as those of one head; what one head would read of another is zero in the summary. A chunk is the pixels that one program sums over. Whoever reads the sums adds the chunks up in
-their order, so nothing is added in an order that could change.
+heads, whose channels are treated as those of one head; what one head would read of another is zero in the summary. A
+chunk is the pixels that one program sums over. Whoever reads the sums adds the chunks up in their order, so nothing is
+added in an order that could change.
 """
 
 from typing import Any, NamedTuple

@@ -94,10 +94,12 @@ def plan(q: Tensor, v: Tensor, window: Window, *, relative: bool, backward: bool
     """The plan for maps of these shapes and this dtype."""
     d, e = q.shape[-1], v.shape[-1]
     width_h, width_w = table_widths(d, window.relative)
-    queries = query_tile(window.queries**2)
-    most = 64 if backward or max(d, e) > 64 or q.element_size() > 2 else 128
+    offsets, size = padded(table_rows(window.block, window.halo)), q.element_size()
+    width = padded(max(d, e)) * size
+    queries = query_tile(window.queries**2, most=16 if width > 256 else 32 if many_numbers(offsets, size) else 64)
+    most = 32 if width > 256 else 64 if backward or width > 128 or size > 2 else 128
     (rows, cols), (tail_rows, tail_cols) = key_tiles(window.side, most=most)
-    key_side = min(8, 1 << (window.block.bit_length() - 1))
+    key_side = min(4 if width > 128 else 8, 1 << (window.block.bit_length() - 1))
     return Plan(
         d=d,
         e=e,
@@ -121,16 +123,22 @@ def plan(q: Tensor, v: Tensor, window: Window, *, relative: bool, backward: bool
         tail_cols=tail_cols,
         key_side=key_side,
         key_shift=key_shift(window.block, window.halo, key_side),
-        padded_offsets=padded(table_rows(window.block, window.halo)),
+        padded_offsets=offsets,
         padded_side=padded(window.side),
-        exact=q.element_size() == 4,
+        exact=size == 4,
         precision=precision(q.dtype),
     )
 
 
-def query_tile(queries: int) -> int:
-    """Queries in a tile, 16 to 64: those of a block in as few tiles as go without much left over."""
-    return min((16, 32, 64), key=lambda tile: (-(-queries // tile) * (tile + OVERHEAD_QUERIES), -tile))
+def many_numbers(offsets: int, size: int) -> bool:
+    """Whether products with a table, or numbers of 4 bytes, which come apart into two, take most of the registers."""
+    return offsets > 64 or size > 2
+
+
+def query_tile(queries: int, *, most: int) -> int:
+    """Queries in a tile, 16 to `most`: those of a block in as few tiles as go without much left over."""
+    tiles = [tile for tile in (16, 32, 64) if tile <= most]
+    return min(tiles, key=lambda tile: (-(-queries // tile) * (tile + OVERHEAD_QUERIES), -tile))
 
 
 def key_tiles(side: int, *, most: int) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -160,20 +168,22 @@ def windows_met(block: int, halo: int, side: int, shift: int) -> int:
 
 
 def warps(cut: Plan, *, backward: bool) -> int:
-    """Warps of a program: one for 16 queries, or two if a thread had to hold too many numbers."""
-    keys = cut.rows * cut.cols
-    of_query = 2 * cut.padded_offsets + 2 * keys + cut.padded_d + cut.padded_e
-    if backward:
-        of_query += keys + 2 * cut.padded_side + cut.padded_d
-    # A warp has 32 threads for its 16 queries. Float32 is split into two numbers of tf32.
-    of_thread = of_query * (1 if cut.precision == "ieee" else 2) / 2
+    """Warps of a program: one for 16 queries, or more if a thread had to hold too many numbers."""
     few = cut.queries // 16
-    return few if of_thread <= (MOST_BACKWARD if backward else MOST_FORWARD) else 2 * few
+    if max(cut.padded_d, cut.padded_e) * (4 if cut.exact else 2) > 256:
+        return 8 * few
+    if many_numbers(cut.padded_offsets, 4 if cut.exact else 2):
+        return 4 * few
+    of_query = 2 * cut.padded_offsets + 2 * cut.rows * cut.cols + cut.padded_d + cut.padded_e
+    if backward:
+        of_query += cut.rows * cut.cols + 2 * cut.padded_side + cut.padded_d
+    # A warp has 32 threads for its 16 queries.
+    return few if of_query / 2 <= (MOST_BACKWARD if backward else MOST_FORWARD) else 2 * few
 
 
 def stages(cut: Plan) -> int:
     """How many tiles of keys are on their way at a time: two, or one where registers serve better than being early."""
-    return 2 if cut.side > 2 * cut.rows else 1
+    return 2 if cut.side > 2 * cut.rows and not cut.exact else 1
 
 
 def _panel(side: int, cols: int, most: int) -> tuple[int, int]:
