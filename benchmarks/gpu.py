@@ -5,7 +5,7 @@
     python benchmarks/gpu.py --only 'gsa*' --out NAME --add  # ... into the report of the same GPU and commit
     python benchmarks/gpu.py --quick                      # two rounds, few steps: does it all run?
     python benchmarks/gpu.py --device cpu --quick         # a dry run with tiny sizes where there is no GPU
-    python benchmarks/gpu.py --table                      # the tables for README.md, from the report if there is one
+    python benchmarks/gpu.py --table                      # README.md's tables, from the report if there is one
 
 Exit code 1 where kernels do not build, tests fail, a candidate computes wrong numbers, one of ours fails, or training
 steps are not finite; what is left out stands in the report with its reason.
@@ -38,15 +38,16 @@ from gpu_measure import (
 )
 from gpu_peers import GpuLayer
 from gpu_timing import gpu_facts, noted
+from table import between_markers
 
 from parhelion.cli import exit_code
 from parhelion.errors import UserError
 from parhelion.evaluate.report import save_report, speed_report
 from parhelion.evaluate.speed import footnote
-from parhelion.train.atomic import write_json
+from parhelion.train.atomic import write_json, write_text
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
+RESULTS, README = ROOT / "benchmarks" / "results", ROOT / "README.md"
 PACKAGES = ("parhelion", "torch", "triton", "timm", "gsa-pytorch")
 TESTS = ("-m", "pytest", "-q", "-m", "triton", "tests/ops")
 STEPS, QUICK_STEPS = 500, 3
@@ -56,7 +57,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Do what `arguments` ask for; the exit code."""
     chosen = _parser().parse_args(arguments)
     if chosen.table:
-        print(table(RESULTS / "gpu.json"))
+        tables = table(RESULTS / "gpu.json")
+        print(tables)
+        write_text(README, between_markers(README.read_text(encoding="utf-8"), tables, "gpu"))
         return 0
     scale = TINY if chosen.device == "cpu" else FULL
     if chosen.list:
@@ -95,7 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=int, help=f"training steps on images; {STEPS} if not given")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: a dry run, with --quick")
     parser.add_argument("--add", action="store_true", help="keep the other parts of the report that --out names")
-    parser.add_argument("--table", action="store_true", help="print the tables of benchmarks/results/gpu.json")
+    parser.add_argument("--table", action="store_true", help="print the report as tables, into README.md too")
     parser.add_argument(
         "--out",
         type=Path,

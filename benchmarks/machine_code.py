@@ -67,9 +67,9 @@ def halo(size: int, channels: int, heads: int, block: int, halo: int, dtype: tor
     _back(halo_attention_triton(q, k, v, (table_h, table_w), window), q, k, v, table_h, table_w)
 
 
-def content(size: int, channels: int, heads: int, dtype: torch.dtype) -> None:
-    """A call of content attention, forward and backward."""
-    q, k, v = (torch.zeros(8, size, size, heads, channels // heads, dtype=dtype, requires_grad=True) for _ in "qkv")
+def content(size: int, channels: int, heads: int, dtype: torch.dtype, batch: int = 64) -> None:
+    """A call of content attention, forward and backward; few images are cut into chunks."""
+    q, k, v = (torch.zeros(batch, size, size, heads, channels // heads, dtype=dtype, requires_grad=True) for _ in "qkv")
     _back(content_attention_triton(q, k, v, normalize_queries=False), q, k, v)
 
 
@@ -105,6 +105,7 @@ CASES: dict[str, Callable[[], None]] = {
     "axial, heads of 128, fp32":             partial(axial, 28, 256, 2, FP32),
     "halo, 256 channels, b 8 h 3, fp32":     partial(halo, 32, 256, 8, 8, 3, FP32),
     "content, 64 channels, 56x56":           partial(content, 56, 64, 8, BF16),
+    "content, 64 channels, 56x56, one image": partial(content, 56, 64, 8, BF16, batch=1),
     "content, 128 channels, 28x28":          partial(content, 28, 128, 8, BF16),
     "content, 512 channels, 7x7":            partial(content, 7, 512, 8, BF16),
     "content, 64 channels, 56x56, fp32":     partial(content, 56, 64, 8, FP32),

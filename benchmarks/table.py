@@ -14,7 +14,6 @@ from parhelion.evaluate.report import figures
 from parhelion.evaluate.speed import footnote
 from parhelion.train.atomic import write_text
 
-BEGIN, END = "<!-- benchmark -->", "<!-- /benchmark -->"
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -51,17 +50,18 @@ def _candidate_cells(row: Mapping[str, Any]) -> str:
     )
 
 
-def between_markers(text: str, table: str) -> str:
-    """`text` with `table` between the markers.
+def between_markers(text: str, table: str, name: str = "benchmark") -> str:
+    """`text` with `table` between the markers of a name.
 
     Raises:
         UserError: the markers are not there, once each and in order.
     """
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end or BEGIN in rest or END in after:
-        raise UserError(f"the text must hold {BEGIN} and then {END}, once each")
-    return f"{before}{BEGIN}\n\n{table}\n\n{END}{after}"
+    first, last = f"<!-- {name} -->", f"<!-- /{name} -->"
+    before, begin, rest = text.partition(first)
+    _, end, after = rest.partition(last)
+    if not begin or not end or first in rest or last in after:
+        raise UserError(f"the text must hold {first} and then {last}, once each")
+    return f"{before}{first}\n\n{table}\n\n{last}{after}"
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ from gpu_measure import Session, auto_shape, measured_case, training_steps
 from gpu_networks import GpuNetwork, operators
 from gpu_peers import GpuLayer, by_flex, by_sdpa, choices_noted
 from gpu_timing import Rates, Yardstick, host_clock, in_turns
+from table import between_markers
 
 from parhelion.cli import exit_code
 from parhelion.ops import halo_attention
@@ -296,10 +297,19 @@ def test_a_report_of_another_machine_is_not_added_to(tmp_path, session, capsys):
 
 def test_a_table_without_a_report_says_not_measured(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(gpu, "RESULTS", gpu.ROOT / "benchmarks" / "nowhere")
+    monkeypatch.setattr(gpu, "README", tmp_path / "README.md")
+    gpu.README.write_text("above\n<!-- gpu -->\nold\n<!-- /gpu -->\nbelow\n")
     assert gpu.main(["--table"]) == 0
-    lines = capsys.readouterr().out.strip().splitlines()[2:]
+    printed = capsys.readouterr().out.strip()
+    assert gpu.README.read_text() == f"above\n<!-- gpu -->\n\n{printed}\n\n<!-- /gpu -->\nbelow\n"
+    lines = printed.splitlines()[2:]
     assert len(lines) == sum(map(len, PROMISED.values())) + 3
     assert all(line.endswith(f"| {NOT_MEASURED} |") for line in lines)
+
+
+def test_the_readme_shows_the_report():
+    text = gpu.README.read_text(encoding="utf-8")
+    assert between_markers(text, gpu.table(gpu.RESULTS / "gpu.json"), "gpu") == text
 
 
 def test_a_table_shows_what_was_measured_and_what_was_not(session):

@@ -7,11 +7,12 @@ import torch
 from cases import CASES, CONVOLUTION, OURS, Growth, Spread
 from cpu import reached
 from peers import Layer
-from table import BEGIN, END, between_markers, markdown
+from table import between_markers, markdown
 
 from parhelion.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+BEGIN, END = "<!-- benchmark -->", "<!-- /benchmark -->"
 
 # The table of the issue 'Fast on the CPU', in its order: at least, aim.
 PROMISED = {
