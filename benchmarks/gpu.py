@@ -13,6 +13,7 @@ steps are not finite; what is left out stands in the report with its reason.
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -50,6 +51,8 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS, README = ROOT / "benchmarks" / "results", ROOT / "README.md"
 PACKAGES = ("parhelion", "torch", "triton", "timm", "gsa-pytorch")
 TESTS = ("-m", "pytest", "-q", "-m", "triton", "tests/ops")
+SANITIZER = ("compute-sanitizer", "--tool", "memcheck", "--error-exitcode", "1")
+SMALL_TESTS = "test_nothing_beside_the_maps_is_read"
 STEPS, QUICK_STEPS = 500, 3
 
 
@@ -79,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if problem is not None:
         print(f"nothing is timed: {problem}", file=sys.stderr)
         return 1
-    report["tests"] = None if chosen.skip_tests else f"python {' '.join(TESTS)}: passed"
+    report["tests"] = None if chosen.skip_tests else tests_passed()
     steps = chosen.steps or (QUICK_STEPS if chosen.quick else STEPS)
     measure_all(session, report, parts, out=out, steps=steps)
     print(footnote(report))
@@ -185,11 +188,21 @@ def built(session: Session, chosen: Sequence[Case]) -> str | None:
 
 
 def tested() -> str | None:
-    """Run the kernels' tests; what is wrong, None if all pass."""
-    done = subprocess.run([sys.executable, *TESTS], cwd=ROOT, check=False)
-    if done.returncode == 0:
-        return None
-    return f"the kernels' tests fail: python {' '.join(TESTS)} ends with code {done.returncode}"
+    """Run the tests of kernels, small ones under compute-sanitizer, too, if it is there; what is wrong, or None."""
+    commands = [[sys.executable, *TESTS]]
+    if shutil.which(SANITIZER[0]):
+        commands.append([*SANITIZER, sys.executable, *TESTS, "-k", SMALL_TESTS])
+    for command in commands:
+        code = subprocess.run(command, cwd=ROOT, check=False).returncode
+        if code != 0:
+            return f"the kernels' tests fail: {' '.join(command)} ends with code {code}"
+    return None
+
+
+def tests_passed() -> str:
+    """What `tested` has run."""
+    memory = f"{' '.join(SANITIZER)} on {SMALL_TESTS}" if shutil.which(SANITIZER[0]) else f"{SANITIZER[0]} is not there"
+    return f"python {' '.join(TESTS)}: passed; memory: {memory}"
 
 
 def measure_all(

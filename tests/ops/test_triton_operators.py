@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from error_budget import assert_as_exact_as
 from kernel_cases import Case, axial, axial_plus, content, halo, result_and_gradients
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from parhelion.layers import GlobalSelfAttention, HaloAttention
 from parhelion.native import gpu
 from parhelion.ops import axial as axial_op
 from parhelion.ops import content as content_op
@@ -188,6 +190,41 @@ def test_activation_checkpointing_changes_no_gradient(case: Case):
     checkpoint(lambda *tensors: case.attend(*tensors, impl="triton"), *leaves, use_reentrant=False).backward(towards)
     for tensor, gradient in zip(leaves, expected, strict=True):
         assert torch.equal(tensor.grad, gradient)
+
+
+# The layers, under autocast
+
+
+def layers(name: str, impl: str) -> nn.Module:
+    torch.manual_seed(20103019)
+    if name == "halo":
+        return HaloAttention(12, heads=2, block=4, halo=1, scale=None, impl=impl)
+    return GlobalSelfAttention(12, heads=2, size=10, impl=impl)
+
+
+def layer_results(layer: nn.Module, images: Tensor, towards: Tensor, dtype: torch.dtype | None) -> list[Tensor]:
+    """The output, and the gradients of images and parameters."""
+    images = images.detach().requires_grad_()
+    with torch.autocast(images.device.type, dtype, enabled=dtype is not None):
+        out = layer(images)
+    return [out.detach(), *torch.autograd.grad(out, [images, *layer.parameters()], towards.to(out.dtype))]
+
+
+@runs
+@pytest.mark.parametrize("name", ["halo", "global"])
+def test_layers_train_under_autocast_as_exactly_as_with_the_reference(name: str):
+    # The interpreter cannot multiply bfloat16.
+    dtype = torch.bfloat16 if DEVICE == "cuda" else torch.float16
+    images, towards = (torch.randn(2, 12, 3, 5, device=DEVICE) for _ in range(2))
+    actual, baseline = (
+        layer_results(layers(name, impl).to(DEVICE), images, towards, dtype) for impl in ("triton", "reference")
+    )
+    exact = layers(name, "reference").double().to(DEVICE)
+    truth = layer_results(exact, images.double(), towards.double(), None)
+    for one, other, right in zip(actual, baseline, truth, strict=True):
+        assert one.dtype == other.dtype
+        # Gradients come in float32 but carry the rounding of what they were computed in.
+        assert_as_exact_as(one.to(dtype), other.to(dtype), right)
 
 
 # Under torch.compile
