@@ -73,9 +73,9 @@ def content(size: int, channels: int, heads: int, dtype: torch.dtype, batch: int
     _back(content_attention_triton(q, k, v, normalize_queries=False), q, k, v)
 
 
-def axial(size: int, channels: int, heads: int, dtype: torch.dtype) -> None:
+def axial(size: int, channels: int, heads: int, dtype: torch.dtype, batch: int = 64) -> None:
     """A call of axial attention along rows, forward and backward."""
-    q, v = (torch.zeros(8, size, size, heads, channels // heads, dtype=dtype, requires_grad=True) for _ in "qv")
+    q, v = (torch.zeros(batch, size, size, heads, channels // heads, dtype=dtype, requires_grad=True) for _ in "qv")
     table = torch.zeros(2 * size - 1, channels // heads, requires_grad=True)
     _back(axial_attention_triton(q, v, table, None, axis="w"), q, v, table)
 
@@ -114,6 +114,10 @@ CASES: dict[str, Callable[[], None]] = {
     "axial, 512 channels, 7x7":              partial(axial, 7, 512, 8, BF16),
     "axial, 64 channels, 56x56, fp32":       partial(axial, 56, 64, 8, FP32),
     "axial, 256 channels, 56x56, fp32":      partial(axial, 56, 256, 8, FP32),
+    # Triton takes a number that is 1 for a constant.
+    "halo, one pixel":                       partial(halo, 1, 1, 1, 1, 0, BF16),
+    "content, one pixel":                    partial(content, 1, 1, 1, BF16, batch=1),
+    "axial, one pixel":                      partial(axial, 1, 1, 1, BF16, batch=1),
 }
 # fmt: on
 
