@@ -36,7 +36,7 @@ def test_the_papers_kernels_hardly_spill(capability: int):
         assert int(spilled) <= (8 if kernel == "summarise" else 0), kernel
         assert 16 <= int(registers) <= 255
         assert 0 <= int(shared) <= 99 * 1024  # every GPU of these kinds has as much for one program
-        assert int(instructions) > 100
+        assert int(instructions) > 50
 
 
 def test_kernels_compile_where_every_size_is_one():
