@@ -5,6 +5,7 @@ Triton is imported where a kernel is first needed, never with the package.
 
 import functools
 import importlib.util
+import math
 from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any, NamedTuple
@@ -99,7 +100,10 @@ def padded(size: int, least: int = NARROWEST) -> int:
 
 
 class Map(NamedTuple):
-    """A map (b, h, w, heads, channels) for a kernel: where it begins, and its strides. Channels lie side by side."""
+    """A map (b, h, w, heads, channels) for a kernel: where it begins, and its strides, in runs of channels.
+
+    Channels lie side by side.
+    """
 
     start: Tensor
     image: int
@@ -108,9 +112,17 @@ class Map(NamedTuple):
     head: int
 
 
-def as_map(tensor: Tensor) -> Map:
-    """A map (b, h, w, heads, channels) for a kernel."""
-    return Map(tensor, *tensor.stride()[:4])
+def common_run(*maps: Tensor) -> int:
+    """How many channels, up to 8, all strides of some maps are multiples of.
+
+    Triton knows of a stride only whether 16 divides it. A kernel that multiplies by a run reads so many at a time.
+    """
+    return math.gcd(8, *(stride for tensor in maps for stride in tensor.stride()[:4]))
+
+
+def as_map(tensor: Tensor, run: int = 1) -> Map:
+    """A map (b, h, w, heads, channels) for a kernel, its strides in runs of so many channels."""
+    return Map(tensor, *(stride // run for stride in tensor.stride()[:4]))
 
 
 class Launch(NamedTuple):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from parhelion.native import gpu, side_by_side
-from parhelion.native.gpu import Launch, as_map
+from parhelion.native.gpu import Launch, as_map, common_run
 from parhelion.ops.halo.contract import Border, Offsets, Relative, Window
 from parhelion.ops.halo.triton_plan import Inputs, Plan, Sizes, Table, plan, stages, warps
 
@@ -63,7 +63,8 @@ class Call(NamedTuple):
 
     def plan(self, *, backward: bool) -> Plan:
         """How the work is cut."""
-        return plan(self.q, self.v, self.window, relative=self.table_h is not None, backward=backward)
+        relative = self.table_h is not None
+        return plan(self.q, self.v, self.window, relative=relative, backward=backward, run=self._run)
 
     @property
     def gain(self) -> float:
@@ -93,6 +94,10 @@ class Call(NamedTuple):
         others = (*read, grad_k, grad_v, self.gain)
         return self._launch("backward_keys", cut, warps(cut, backward=True), grid, *others)
 
+    @property
+    def _run(self) -> int:
+        return common_run(self.q, self.k, self.v)
+
     def _launch(self, name: str, cut: Plan, num_warps: int, grid: tuple[int, ...], *others: Any) -> Launch:
         from parhelion.ops.halo import triton_kernels
 
@@ -100,7 +105,7 @@ class Call(NamedTuple):
         return Launch(getattr(triton_kernels, name), grid, (self._inputs(), *others), choices, self.q.device)
 
     def _inputs(self) -> Inputs:
-        q, k, v = (as_map(tensor) for tensor in (self.q, self.k, self.v))
+        q, k, v = (as_map(tensor, self._run) for tensor in (self.q, self.k, self.v))
         # A table that is absent is never read, but a kernel wants an address all the same.
         table_h, table_w = (
             Table(self.q, 0) if table is None else Table(table, table.stride(0))

@@ -222,8 +222,8 @@ def backward_keys(inputs, statistics, delta, grad_out, grad_k, grad_v, gain, PLA
     row = row0 + n // SIDE
     col = col0 + n % SIDE
     inside = (row >= 0) & (row < sizes.h) & (col >= 0) & (col < sizes.w)
-    keys = _pixels(inputs.k, b, head, row, col, inside, PLAN.d, PLAN.padded_d)
-    values = _pixels(inputs.v, b, head, row, col, inside, PLAN.e, PLAN.padded_e)
+    keys = _pixels(inputs.k, b, head, row, col, inside, PLAN.d, PLAN.padded_d, PLAN)
+    values = _pixels(inputs.v, b, head, row, col, inside, PLAN.e, PLAN.padded_e, PLAN)
     first_y, last_y = _windows_of(row0, sizes.blocks_h, PLAN)
     first_x, last_x = _windows_of(col0, sizes.blocks_w, PLAN)
     blocks_x = last_x - first_x + 1
@@ -272,7 +272,7 @@ def _asked(tile, inputs, PLAN: tl.constexpr):
     QUERIES: tl.constexpr = PLAN.block // PLAN.stride
     row = tile.y * QUERIES + tile.i
     col = tile.x * QUERIES + tile.j
-    queries = _pixels(inputs.q, tile.b, tile.head, row, col, tile.here, PLAN.d, PLAN.padded_d)
+    queries = _pixels(inputs.q, tile.b, tile.head, row, col, tile.here, PLAN.d, PLAN.padded_d, PLAN)
     queries = (queries.to(tl.float32) * inputs.sign).to(queries.dtype)
     if PLAN.relative:
         embeddings_h = _embeddings(inputs.table_h, 0, PLAN.width_h, queries.dtype, PLAN)
@@ -305,15 +305,15 @@ def _of_window(
     col = tile.x * PLAN.block - PLAN.halo + in_col
     inside = (row >= 0) & (row < inputs.sizes.h) & (col >= 0) & (col < inputs.sizes.w)
     inside = inside & (in_row < PLAN.side) & (in_col < PLAN.side)
-    return _pixels(source, tile.b, tile.head, row, col, inside, WIDTH, PADDED)
+    return _pixels(source, tile.b, tile.head, row, col, inside, WIDTH, PADDED, PLAN)
 
 
 @triton.jit
-def _pixels(source, b, head, row, col, inside, WIDTH: tl.constexpr, PADDED: tl.constexpr):
+def _pixels(source, b, head, row, col, inside, WIDTH: tl.constexpr, PADDED: tl.constexpr, PLAN: tl.constexpr):
     """The pixels (n, channels) of a map at (row, col); zeros where not inside."""
     channels = tl.arange(0, PADDED)
-    start = source.start + b * source.image + head * source.head
-    places = row.to(tl.int64) * source.row + col.to(tl.int64) * source.col
+    start = source.start + (b * source.image + head * source.head) * PLAN.run
+    places = (row.to(tl.int64) * source.row + col.to(tl.int64) * source.col) * PLAN.run
     mask = inside[:, None] & (channels < WIDTH)[None, :]
     return tl.load(start + places[:, None] + channels[None, :], mask=mask, other=0.0)
 

@@ -37,6 +37,8 @@ class Plan(NamedTuple):
     width_w: int
     first_w: int
     """First channel of a query that meets the table of columns."""
+    run: int
+    """Channels that the strides of the maps are counted in."""
     queries: int
     """Queries in a tile of one block, a power of two."""
     tiles: int
@@ -90,7 +92,7 @@ class Inputs(NamedTuple):
     sign: float
 
 
-def plan(q: Tensor, v: Tensor, window: Window, *, relative: bool, backward: bool) -> Plan:
+def plan(q: Tensor, v: Tensor, window: Window, *, relative: bool, backward: bool, run: int = 1) -> Plan:
     """The plan for maps of these shapes and this dtype."""
     d, e = q.shape[-1], v.shape[-1]
     width_h, width_w = table_widths(d, window.relative)
@@ -115,6 +117,7 @@ def plan(q: Tensor, v: Tensor, window: Window, *, relative: bool, backward: bool
         width_h=width_h,
         width_w=width_w,
         first_w=0 if window.relative == "summed" else width_h,
+        run=run,
         queries=queries,
         tiles=-(-(window.queries**2) // queries),
         rows=rows,
