@@ -96,6 +96,16 @@ def test_without_triton_the_reason_is_said(case: Case, why_not_triton: Callable[
     assert reason == "Triton is not installed; it comes with PyTorch for GPUs on Linux"
 
 
+def test_an_old_triton_is_refused_with_its_version(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(gpu, "_version", lambda: (3, 6))
+    reason = gpu._why_not_device(torch.device("cuda", 0))
+    assert reason == "the kernel needs Triton 3.9 or newer, which PyTorch 2.15 brings, and 3.6 is installed"
+
+
+def test_the_installed_triton_is_new_enough():
+    assert gpu._version() >= gpu.OLDEST_TRITON
+
+
 def test_auto_takes_compiled_code_then_kernels_for_gpus_then_the_reference():
     assert chosen("auto", why_not_cpu=None, why_not_triton=None) == "cpu"
     assert chosen("auto", why_not_cpu="no", why_not_triton=None) == ("reference" if gpu.interpreted() else "triton")

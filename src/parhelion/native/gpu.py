@@ -18,6 +18,7 @@ NARROWEST = 16  # side of a matrix unit's operands
 # Bytes of a head's channels: what the compiled kernels need of shared memory fits A100 and H100, or any GPU.
 WIDEST, WIDEST_ANYWHERE = 512, 128
 MUCH_SHARED_MEMORY = 160 * 1024
+OLDEST_TRITON = (3, 9)  # 3.6 loses numbers that are 1 in loops
 MOST_IMAGES = 65_535  # programs along the last axis of a grid
 
 
@@ -58,7 +59,12 @@ def interpreted() -> bool:
 def _why_not_device(device: torch.device) -> str | None:
     if not _found():
         return "Triton is not installed; it comes with PyTorch for GPUs on Linux"
-    if device.type != "cuda" or torch.version.hip is not None:
+    if device.type != "cuda":
+        return None
+    if _version() < OLDEST_TRITON:
+        oldest, found = (".".join(map(str, version)) for version in (OLDEST_TRITON, _version()))
+        return f"the kernel needs Triton {oldest} or newer, which PyTorch 2.15 brings, and {found} is installed"
+    if torch.version.hip is not None:
         return None
     major, minor = torch.cuda.get_device_capability(device)
     return None if major >= 8 else f"the kernel needs compute capability 8.0 or more, and {device} has {major}.{minor}"
@@ -76,6 +82,14 @@ def _widest(device: torch.device) -> int:
 @functools.cache
 def _found() -> bool:
     return importlib.util.find_spec("triton") is not None
+
+
+@functools.cache
+def _version() -> tuple[int, int]:
+    import triton
+
+    major, minor = triton.__version__.split(".")[:2]
+    return int(major), int(minor)
 
 
 @functools.cache

@@ -45,7 +45,7 @@ def forward(inputs, plus, out, each, units, PLAN: tl.constexpr):
         query = unit % tiles
         rows = _rows(unit // tiles, query, inputs, PLAN)
         queries = _load(inputs.q, rows, PLAN.d, PLAN.padded_d, PLAN)
-        acc = tl.zeros([PLAN.rows, PLAN.padded_e], tl.float32)
+        acc = tl.full([PLAN.rows, PLAN.padded_e], 0.0, tl.float32)
         if PLAN.single:
             values = _load(inputs.v, rows, PLAN.e, PLAN.padded_e, PLAN)
             acc = tl.dot(_logits(queries, embeddings, PLAN), values, acc, input_precision=PLAN.precision)
@@ -63,8 +63,8 @@ def forward(inputs, plus, out, each, units, PLAN: tl.constexpr):
 def backward(inputs, grad_out, grad_q, grad_v, sums, each, units, PLAN: tl.constexpr):
     """Gradients of the queries and values of `each` tiles, and for the table their sums, where a tile holds an axis."""
     embeddings = _embeddings(inputs, 0, grad_out, PLAN)
-    early = tl.zeros([PLAN.blocks, PLAN.rows, PLAN.padded_d], tl.float32)
-    late = tl.zeros([PLAN.blocks, PLAN.rows, PLAN.padded_d], tl.float32)
+    early = tl.full([PLAN.blocks, PLAN.rows, PLAN.padded_d], 0.0, tl.float32)
+    late = tl.full([PLAN.blocks, PLAN.rows, PLAN.padded_d], 0.0, tl.float32)
     first = tl.program_id(0) * each
     for unit in range(first, tl.minimum(first + each, units)):
         rows = _rows(unit, 0, inputs, PLAN)
@@ -75,7 +75,7 @@ def backward(inputs, grad_out, grad_q, grad_v, sums, each, units, PLAN: tl.const
         acc = tl.dot(tl.trans(logits), grads, input_precision=PLAN.precision)
         _store(grad_v, rows, acc, PLAN.e, PLAN.padded_e, PLAN)
         slopes = _slopes(grads, values, PLAN)
-        acc = tl.zeros([PLAN.blocks, PLAN.side * PLAN.lines, PLAN.padded_d], tl.float32)
+        acc = tl.full([PLAN.blocks, PLAN.side * PLAN.lines, PLAN.padded_d], 0.0, tl.float32)
         acc = _query_grads(acc, slopes, embeddings, PLAN)
         _store(grad_q, rows, tl.reshape(acc, [PLAN.rows, PLAN.padded_d]), PLAN.d, PLAN.padded_d, PLAN)
         early = _table_grads(early, slopes.early, queries, PLAN)
@@ -98,7 +98,7 @@ def backward_queries(inputs, grad_out, grad_q, sums, each, units, PLAN: tl.const
         rows = _rows(unit // tiles, query, inputs, PLAN)
         grads = _load(grad_out, rows, PLAN.e, PLAN.padded_e, PLAN)
         queries = _load(inputs.q, rows, PLAN.d, PLAN.padded_d, PLAN)
-        acc = tl.zeros([PLAN.blocks, PLAN.side * PLAN.lines, PLAN.padded_d], tl.float32)
+        acc = tl.full([PLAN.blocks, PLAN.side * PLAN.lines, PLAN.padded_d], 0.0, tl.float32)
         for key in range(0, tiles):
             values = _load(inputs.v, _rows(unit // tiles, key, inputs, PLAN), PLAN.e, PLAN.padded_e, PLAN)
             slopes = _slopes(grads, values, PLAN)
@@ -116,7 +116,7 @@ def backward_values(inputs, grad_out, grad_v, each, units, PLAN: tl.constexpr):
     first = tl.program_id(0) * each
     for unit in range(first, tl.minimum(first + each, units)):
         key = unit % tiles
-        acc = tl.zeros([PLAN.rows, PLAN.padded_e], tl.float32)
+        acc = tl.full([PLAN.rows, PLAN.padded_e], 0.0, tl.float32)
         for query in range(0, tiles):
             rows = _rows(unit // tiles, query, inputs, PLAN)
             grads = _load(grad_out, rows, PLAN.e, PLAN.padded_e, PLAN)
@@ -131,7 +131,7 @@ def backward_table(sums, grad_table, distances, PLAN: tl.constexpr):
     """The gradient of one row of the table: the sums (distances, 2, a, n, d) for its offset, added up."""
     channels = tl.arange(0, PLAN.padded_d)
     offset = tl.program_id(0) - tl.num_programs(0) // 2
-    acc = tl.zeros([PLAN.summed, PLAN.padded_d], tl.float32)
+    acc = tl.full([PLAN.summed, PLAN.padded_d], 0.0, tl.float32)
     terms = distances * (2 * PLAN.blocks * PLAN.lines)
     for begin in range(0, terms, PLAN.summed):
         term = begin + tl.arange(0, PLAN.summed)
@@ -220,7 +220,7 @@ def _embeddings_from(inputs, first, like, PLAN: tl.constexpr):
 def _logits(queries, embeddings, PLAN: tl.constexpr):
     """Products (m, n) of queries and embeddings, in the dtype of the queries; zeros between lines."""
     queries = tl.reshape(queries, [PLAN.blocks, PLAN.side * PLAN.lines, PLAN.padded_d])
-    start = tl.zeros([PLAN.blocks, PLAN.side * PLAN.lines, PLAN.rows], tl.float32)
+    start = tl.full([PLAN.blocks, PLAN.side * PLAN.lines, PLAN.rows], 0.0, tl.float32)
     early = _times(queries, tl.permute(embeddings.early, [0, 2, 1]), start, PLAN)
     late = _times(queries, tl.permute(embeddings.late, [0, 2, 1]), start, PLAN)
     early = tl.reshape(early, [PLAN.rows, PLAN.rows])

@@ -127,8 +127,8 @@ def backward_keys(inputs, summary, partial, grad_k, grad_v, PLAN: tl.constexpr):
 def _summed(at, inputs, d, PLAN: tl.constexpr):
     """The sums of channels d of the keys, in one pass; what is summed so far fades when a larger key turns up."""
     best = tl.full([d.shape[0]], NOTHING, tl.float32)
-    total = tl.zeros([d.shape[0], NARROWEST], tl.float32)
-    acc = tl.zeros([d.shape[0], PLAN.padded_e], tl.float32)
+    total = tl.full([d.shape[0], NARROWEST], 0.0, tl.float32)
+    acc = tl.full([d.shape[0], PLAN.padded_e], 0.0, tl.float32)
     e = tl.arange(0, PLAN.padded_e)
     ones = tl.full([PLAN.tile, NARROWEST], 1.0, inputs.v.start.dtype.element_ty)
     for first in range(at.first, at.last, PLAN.tile):
@@ -149,8 +149,8 @@ def _summed(at, inputs, d, PLAN: tl.constexpr):
 def _combined(partial, at, d, e, sizes, PLAN: tl.constexpr):
     """The sums of all chunks, the values divided by the weights."""
     best = tl.full([d.shape[0]], NOTHING, tl.float32)
-    total = tl.zeros([d.shape[0]], tl.float32)
-    acc = tl.zeros([d.shape[0], e.shape[0]], tl.float32)
+    total = tl.full([d.shape[0]], 0.0, tl.float32)
+    acc = tl.full([d.shape[0], e.shape[0]], 0.0, tl.float32)
     for chunk in range(0, sizes.chunks):
         image = at.b * sizes.chunks + chunk
         chunk_best = _load_statistic(partial, image, 0, at, d, NOTHING, sizes, PLAN)
@@ -189,7 +189,7 @@ def _read(at, inputs, out, values, e, PLAN: tl.constexpr):
 @triton.jit
 def _read_apart(queries, values, d, e, PLAN: tl.constexpr):
     """What the queries read of the summary, one head after the other."""
-    found = tl.zeros([queries.shape[0], values.shape[1]], tl.float32)
+    found = tl.full([queries.shape[0], values.shape[1]], 0.0, tl.float32)
     for head in range(0, PLAN.group):
         own = tl.where((d // PLAN.d == head)[None, :], queries, 0.0).to(queries.dtype)
         more = tl.dot(own, values, input_precision=PLAN.precision)
@@ -200,7 +200,7 @@ def _read_apart(queries, values, d, e, PLAN: tl.constexpr):
 @triton.jit
 def _query_grads(at, inputs, values, grad_out, grad_q, d, PLAN: tl.constexpr):
     """The gradients (d, e) of the summary, summed over pixels; writes those of the queries."""
-    acc = tl.zeros([d.shape[0], PLAN.padded_e], tl.float32)
+    acc = tl.full([d.shape[0], PLAN.padded_e], 0.0, tl.float32)
     e = tl.arange(0, PLAN.padded_e)
     turned = tl.trans(values.to(grad_q.dtype.element_ty))
     for first in range(at.first, at.last, PLAN.tile):
@@ -252,7 +252,7 @@ def _softmax(summary, at, d, sizes, PLAN: tl.constexpr):
 @triton.jit
 def _added(partial, at, d, e, sizes, PLAN: tl.constexpr):
     """The blocks (d, e) of all chunks, added up."""
-    acc = tl.zeros([d.shape[0], e.shape[0]], tl.float32)
+    acc = tl.full([d.shape[0], e.shape[0]], 0.0, tl.float32)
     for chunk in range(0, sizes.chunks):
         acc += _load_block(partial, at.b * sizes.chunks + chunk, at, d, e, sizes, PLAN)
     return acc

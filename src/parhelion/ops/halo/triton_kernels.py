@@ -49,8 +49,8 @@ def forward(inputs, out, statistics, PLAN: tl.constexpr):
     tile = _tile(b, tl.program_id(1), x, head, tl.program_id(0) % PLAN.tiles, inputs, PLAN)
     asked = _asked(tile, inputs, PLAN)
     best = tl.full([PLAN.queries], NOTHING, tl.float32)
-    total = tl.zeros([PLAN.queries], tl.float32)
-    acc = tl.zeros([PLAN.queries, PLAN.padded_e], tl.float32)
+    total = tl.full([PLAN.queries], 0.0, tl.float32)
+    acc = tl.full([PLAN.queries, PLAN.padded_e], 0.0, tl.float32)
     best, total, acc = _attend(best, total, acc, tile, asked, inputs, 0, PLAN.rows, PLAN.cols, PLAN)
     if PLAN.tail_cols > 0:
         best, total, acc = _attend(
@@ -110,7 +110,7 @@ def backward_queries(inputs, out, statistics, grad_out, delta, grad_q, grad_tabl
         grads = _load(grad_out, tile.places, tile.here, PLAN.e, PLAN.padded_e)
         level, share = _softmax(statistics, tile, inputs, PLAN)
         if PLAN.exact:
-            sums = tl.zeros([PLAN.queries], tl.float32)
+            sums = tl.full([PLAN.queries], 0.0, tl.float32)
             sums = _weighted_grads(sums, tile, asked, grads, level, inputs, 0, PLAN.rows, PLAN.cols, PLAN)
             if PLAN.tail_cols > 0:
                 sums = _weighted_grads(
@@ -121,9 +121,9 @@ def backward_queries(inputs, out, statistics, grad_out, delta, grad_q, grad_tabl
             outs = _load(out, tile.places, tile.here, PLAN.e, PLAN.padded_e)
             sums = tl.sum(outs.to(tl.float32) * grads.to(tl.float32), 1)
         tl.store(delta + tile.places, sums, mask=tile.here)
-        acc = tl.zeros([PLAN.queries, PLAN.padded_d], tl.float32)
-        rows = tl.zeros([PLAN.queries, PLAN.padded_side], tl.float32)
-        cols = tl.zeros([PLAN.queries, PLAN.padded_side], tl.float32)
+        acc = tl.full([PLAN.queries, PLAN.padded_d], 0.0, tl.float32)
+        rows = tl.full([PLAN.queries, PLAN.padded_side], 0.0, tl.float32)
+        cols = tl.full([PLAN.queries, PLAN.padded_side], 0.0, tl.float32)
         acc, rows, cols = _query_grads(
             acc, rows, cols, tile, asked, grads, level, sums, inputs, 0, PLAN.rows, PLAN.cols, PLAN
         )
@@ -227,8 +227,8 @@ def backward_keys(inputs, statistics, delta, grad_out, grad_k, grad_v, gain, PLA
     first_y, last_y = _windows_of(row0, sizes.blocks_h, PLAN)
     first_x, last_x = _windows_of(col0, sizes.blocks_w, PLAN)
     blocks_x = last_x - first_x + 1
-    acc_k = tl.zeros([SIDE * SIDE, PLAN.padded_d], tl.float32)
-    acc_v = tl.zeros([SIDE * SIDE, PLAN.padded_e], tl.float32)
+    acc_k = tl.full([SIDE * SIDE, PLAN.padded_d], 0.0, tl.float32)
+    acc_v = tl.full([SIDE * SIDE, PLAN.padded_e], 0.0, tl.float32)
     for step in range(0, (last_y - first_y + 1) * blocks_x * PLAN.tiles):
         y = first_y + step // PLAN.tiles // blocks_x
         x = first_x + step // PLAN.tiles % blocks_x
@@ -280,7 +280,7 @@ def _asked(tile, inputs, PLAN: tl.constexpr):
         by_row = tl.dot(queries, tl.trans(embeddings_h), input_precision=PLAN.precision)
         by_col = tl.dot(queries, tl.trans(embeddings_w), input_precision=PLAN.precision)
     else:
-        by_row = tl.zeros([PLAN.queries, 1], tl.float32)
+        by_row = tl.full([PLAN.queries, 1], 0.0, tl.float32)
         by_col = by_row
     return Asked(queries, by_row, by_col)
 
