@@ -38,7 +38,7 @@ def assert_says(sentence: str, attend: Callable[..., Tensor], *tensors: Tensor |
         ({"stride": 4}, "stride must divide block, so that every block keeps whole queries, not stride=4, block=2"),
         ({"border": "reflect"}, "border must be 'zero' or 'masked', not 'reflect'"),
         ({"relative": "full"}, "relative must be 'halves' or 'summed', not 'full'"),
-        ({"impl": "fast"}, "impl must be one of 'auto', 'reference', 'cpu', not 'fast'"),
+        ({"impl": "fast"}, "impl must be one of 'auto', 'reference', 'cpu', 'triton', not 'fast'"),
     ],
 )
 def test_halo_attention_names_the_option_that_does_not_fit(options: dict[str, Any], sentence: str):
@@ -103,7 +103,9 @@ def test_content_attention_names_the_tensor_that_does_not_fit(tensors: tuple[Ten
 
 
 def test_content_attention_names_the_unknown_implementation():
-    assert_says("impl must be one of 'auto', 'reference', 'cpu', not 'fast'", content_attention, Q, K, V, impl="fast")
+    assert_says(
+        "impl must be one of 'auto', 'reference', 'cpu', 'triton', not 'fast'", content_attention, Q, K, V, impl="fast"
+    )
 
 
 TABLE = torch.zeros(19, 5)  # 2 * 10 - 1 offsets
@@ -140,7 +142,7 @@ def test_axial_attention_wants_a_row_for_every_offset_and_one_in_the_middle(axis
     ("options", "sentence"),
     [
         ({"axis": "x"}, "axis must be 'h' or 'w', not 'x'"),
-        ({"axis": "w", "impl": "fast"}, "impl must be one of 'auto', 'reference', 'cpu', not 'fast'"),
+        ({"axis": "w", "impl": "fast"}, "impl must be one of 'auto', 'reference', 'cpu', 'triton', not 'fast'"),
     ],
 )
 def test_axial_attention_names_the_option_that_does_not_fit(options: dict[str, str], sentence: str):
