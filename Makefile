@@ -1,8 +1,7 @@
 # Commands for a fresh clone: `make demo`, `make demo-detection` and `make test`. Each sets up what it needs.
 PYTHON ?= python3
-VENV := .venv
+VENV ?= .venv
 BIN := $(VENV)/bin
-# Two processes of one thread each: twice as fast on two cores as one of two, most tests being small.
 # The rooms whose annotations are shapes; the tests check them at run time.
 SHAPED := parhelion.ops,parhelion.layers,parhelion.models
 
@@ -14,6 +13,7 @@ demo: $(VENV)/installed
 demo-detection: $(VENV)/installed-detection
 	$(BIN)/python scripts/demo_detection.py --out demo-detection
 
+# Two processes of one thread each: twice as fast on two cores as one of two, most tests being small.
 test: $(VENV)/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not compile and not triton" \
 		--jaxtyping-packages=$(SHAPED),beartype.beartype
