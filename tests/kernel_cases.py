@@ -1,4 +1,4 @@
-"""What the compiled kernels are tested on: calls of the operations, from odd sizes to several chunks of keys."""
+"""What the kernels are tested on: calls of the operations, from odd sizes to several chunks of keys."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -211,3 +211,9 @@ def assert_within_budget(
         assert tensor.shape == truth.shape
         if truth.numel() and not worst(tensor, truth) <= 4 * torch.finfo(dtype).eps * largest:
             assert_as_exact_as(tensor, baseline, truth, slack=slack)
+
+
+def assert_equal(actual: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
+    """Fail unless all are equal, bit by bit."""
+    for one, other in zip(actual, expected, strict=True):
+        assert torch.equal(one, other)

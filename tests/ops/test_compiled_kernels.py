@@ -12,6 +12,7 @@ from kernel_cases import (
     FEW,
     KERNEL_DTYPES,
     Case,
+    assert_equal,
     assert_within_budget,
     content,
     expected,
@@ -20,6 +21,15 @@ from kernel_cases import (
     results,
 )
 from kernel_cases import axial as axial_case
+from memory_layouts import (
+    amid_channels_of_nan,
+    amid_nan,
+    axes_exchanged,
+    channels_first,
+    every_other_channel,
+    every_other_pixel,
+    heads_first,
+)
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -28,12 +38,6 @@ from parhelion.ops import axial_attention, content_attention, halo_attention
 
 dtypes = pytest.mark.parametrize("dtype", KERNEL_DTYPES, ids=str)
 few = pytest.mark.parametrize("case", [CASES[name] for name in FEW], ids=FEW)
-
-
-def assert_equal(actual: list[Tensor], expected: list[Tensor]) -> None:
-    """Fail unless all are equal, bit by bit."""
-    for one, other in zip(actual, expected, strict=True):
-        assert torch.equal(one, other)
 
 
 # Exactness
@@ -155,44 +159,12 @@ def test_what_memory_held_before_does_not_matter(
     assert_equal(result_and_gradients(case, tensors), before)
 
 
-def amid_nan(tensor: Tensor) -> Tensor:
-    """The same numbers, contiguous, with NaN before and behind them in memory."""
-    memory = torch.full((tensor.numel() + 256,), torch.nan, dtype=tensor.dtype)
-    inner = memory[128:-128].view(tensor.shape)
-    return inner.copy_(tensor)
-
-
 @dtypes
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 def test_nothing_beside_the_maps_is_read(case: Case, dtype: torch.dtype, level: str):
     tensors = case.tensors(dtype)
     actual = result_and_gradients(case, [amid_nan(tensor) for tensor in tensors])
     assert_equal(actual, result_and_gradients(case, tensors))
-
-
-def channels_first(tensor: Tensor) -> Tensor:
-    return tensor.movedim(-1, 1).contiguous().movedim(1, -1)
-
-
-def heads_first(tensor: Tensor) -> Tensor:
-    return tensor.transpose(1, 3).contiguous().transpose(1, 3)
-
-
-def axes_exchanged(tensor: Tensor) -> Tensor:
-    return tensor.transpose(1, 2).contiguous().transpose(1, 2)
-
-
-def every_other_channel(tensor: Tensor) -> Tensor:
-    return tensor.repeat_interleave(2, dim=-1)[..., ::2]
-
-
-def every_other_pixel(tensor: Tensor) -> Tensor:
-    return tensor.repeat_interleave(2, dim=1).repeat_interleave(2, dim=2)[:, ::2, ::2]
-
-
-def amid_channels_of_nan(tensor: Tensor) -> Tensor:
-    nan = torch.full_like(tensor, torch.nan)
-    return torch.cat([nan, tensor, nan], dim=-1).chunk(3, dim=-1)[1]
 
 
 LAYOUTS = (channels_first, heads_first, axes_exchanged, every_other_channel, every_other_pixel, amid_channels_of_nan)

@@ -9,12 +9,13 @@ import pytest
 import torch
 from error_budget import assert_as_exact_as
 from kernel_cases import CASES, FEW, Case, axial, content, halo, result_and_gradients
-from torch import Tensor, nn
+from memory_layouts import axes_exchanged, channels_first
+from small_layers import layer_results, small_layer
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from parhelion import native
-from parhelion.layers import GlobalSelfAttention, HaloAttention
 from parhelion.ops import axial as axial_op
 from parhelion.ops import content as content_op
 from parhelion.ops import halo as halo_op
@@ -152,14 +153,6 @@ def operator_calls() -> dict[str, tuple[Any, tuple[Any, ...]]]:
 NAMES = tuple(f"{name}{way}" for name in ("halo", "content", "axial") for way in ("", " backward"))
 
 
-def axes_exchanged(tensor: Tensor) -> Tensor:
-    return tensor.transpose(1, 2).contiguous().transpose(1, 2)
-
-
-def channels_first(tensor: Tensor) -> Tensor:
-    return tensor.movedim(-1, 1).contiguous().movedim(1, -1)
-
-
 @kernels
 @pytest.mark.parametrize("layout", [Tensor.contiguous, axes_exchanged, channels_first])
 @pytest.mark.parametrize("name", [*NAMES, "axial plus a map", "halo without tables", "halo backward without tables"])
@@ -211,21 +204,6 @@ def test_activation_checkpointing_changes_no_gradient(case: Case):
 # The layers under autocast
 
 
-def layers(name: str, impl: str) -> nn.Module:
-    torch.manual_seed(20103019)
-    if name == "halo":
-        return HaloAttention(12, heads=2, block=4, halo=1, scale=None, impl=impl)
-    return GlobalSelfAttention(12, heads=2, size=10, impl=impl)
-
-
-def layer_results(layer: nn.Module, images: Tensor, towards: Tensor, *, autocast: bool) -> list[Tensor]:
-    """The output, and the gradients of images and parameters."""
-    images = images.detach().requires_grad_()
-    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        out = layer(images)
-    return [out.detach(), *torch.autograd.grad(out, [images, *layer.parameters()], towards.to(out.dtype))]
-
-
 @kernels
 @pytest.mark.parametrize("channels_last", [True, False])
 @pytest.mark.parametrize("name", ["halo", "global"])
@@ -233,10 +211,10 @@ def test_layers_train_under_autocast_as_exactly_as_with_the_reference(name: str,
     memory = torch.channels_last if channels_last else torch.contiguous_format
     images, towards = torch.randn(3, 12, 6, 10).contiguous(memory_format=memory), torch.randn(3, 12, 6, 10)
     actual, baseline = (
-        layer_results(layers(name, impl), images, towards, autocast=True) for impl in ("cpu", "reference")
+        layer_results(small_layer(name, impl), images, towards, torch.bfloat16) for impl in ("cpu", "reference")
     )
-    exact = layers(name, "reference").double()
-    truth = layer_results(exact, images.double(), towards.double(), autocast=False)
+    exact = small_layer(name, "reference").double()
+    truth = layer_results(exact, images.double(), towards.double(), None)
     for one, other, right in zip(actual, baseline, truth, strict=True):
         assert one.dtype == other.dtype
         # Gradients come in float32 but carry the rounding of bfloat16.

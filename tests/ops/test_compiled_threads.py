@@ -1,11 +1,10 @@
 """The compiled kernels with several threads, from several threads and in forked processes: the same bits each time."""
 
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from kernel_cases import CASES, FEW, KERNEL_DTYPES, Case, axial, content, halo, result_and_gradients
+from kernel_cases import CASES, FEW, KERNEL_DTYPES, Case, assert_equal, axial, content, halo, result_and_gradients
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -14,12 +13,6 @@ from parhelion import native
 dtypes = pytest.mark.parametrize("dtype", KERNEL_DTYPES, ids=str)
 few = pytest.mark.parametrize("case", [CASES[name] for name in FEW], ids=FEW)
 kernels = pytest.mark.skipif(native.why_not_native() is not None, reason=str(native.why_not_native()))
-
-
-def assert_equal(actual: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
-    """Fail unless all are equal, bit by bit."""
-    for one, other in zip(actual, expected, strict=True):
-        assert torch.equal(one, other)
 
 
 @dtypes

@@ -9,6 +9,7 @@ from kernel_cases import (
     CASES,
     FEW,
     Case,
+    assert_equal,
     assert_within_budget,
     axial,
     axial_attention_plus,
@@ -18,6 +19,7 @@ from kernel_cases import (
     result_and_gradients,
     results,
 )
+from memory_layouts import amid_channels_of_nan, amid_nan, axes_exchanged, channels_first, heads_first
 from torch import Tensor
 
 from parhelion.native import gpu
@@ -85,12 +87,6 @@ def run(case: Case, tensors: list[Tensor]) -> list[Tensor]:
     return [tensor.cpu() for tensor in found]
 
 
-def assert_equal(actual: list[Tensor], expected: list[Tensor]) -> None:
-    """Fail unless all are equal, bit by bit."""
-    for one, other in zip(actual, expected, strict=True):
-        assert torch.equal(one, other)
-
-
 # Exactness
 
 
@@ -151,33 +147,10 @@ def test_what_memory_held_before_does_not_matter(case: Case):
     assert_equal(found, run(case, case.tensors(torch.float32)))
 
 
-def amid_nan(tensor: Tensor) -> Tensor:
-    """The same numbers, contiguous, with NaN before and behind them in memory."""
-    memory = torch.full((tensor.numel() + 256,), torch.nan, dtype=tensor.dtype, device=tensor.device)
-    return memory[128:-128].view(tensor.shape).copy_(tensor)
-
-
 @small
 def test_nothing_beside_the_maps_is_read(case: Case):
     tensors = [tensor.to(DEVICE) for tensor in case.tensors(torch.float16)]
     assert_equal(run(case, [amid_nan(tensor) for tensor in tensors]), run(case, tensors))
-
-
-def channels_first(tensor: Tensor) -> Tensor:
-    return tensor.movedim(-1, 1).contiguous().movedim(1, -1)
-
-
-def heads_first(tensor: Tensor) -> Tensor:
-    return tensor.transpose(1, 3).contiguous().transpose(1, 3)
-
-
-def axes_exchanged(tensor: Tensor) -> Tensor:
-    return tensor.transpose(1, 2).contiguous().transpose(1, 2)
-
-
-def amid_channels_of_nan(tensor: Tensor) -> Tensor:
-    nan = torch.full_like(tensor, torch.nan)
-    return torch.cat([nan, tensor, nan], dim=-1).chunk(3, dim=-1)[1]
 
 
 LAYOUTS = (channels_first, heads_first, axes_exchanged, amid_channels_of_nan)

@@ -10,10 +10,10 @@ import pytest
 import torch
 from error_budget import assert_as_exact_as
 from kernel_cases import Case, axial, axial_plus, content, halo, result_and_gradients
-from torch import Tensor, nn
+from small_layers import layer_results, small_layer
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from parhelion.layers import GlobalSelfAttention, HaloAttention
 from parhelion.native import gpu
 from parhelion.ops import axial as axial_op
 from parhelion.ops import content as content_op
@@ -94,16 +94,6 @@ def without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_without_triton_the_reason_is_said(case: Case, why_not_triton: Callable[..., str | None]):
     reason = why_not_triton(*maps(case.tensors(torch.float32)[:-1]))
     assert reason == "Triton is not installed; it comes with PyTorch for GPUs on Linux"
-
-
-def test_an_old_triton_is_refused_with_its_version(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(gpu, "_version", lambda: (3, 6))
-    reason = gpu._why_not_device(torch.device("cuda", 0))
-    assert reason == "the kernel needs Triton 3.9 or newer, which PyTorch 2.15 brings, and 3.6 is installed"
-
-
-def test_the_installed_triton_is_new_enough():
-    assert gpu._version() >= gpu.OLDEST_TRITON
 
 
 def test_auto_takes_compiled_code_then_kernels_for_gpus_then_the_reference():
@@ -205,21 +195,6 @@ def test_activation_checkpointing_changes_no_gradient(case: Case):
 # The layers, under autocast
 
 
-def layers(name: str, impl: str) -> nn.Module:
-    torch.manual_seed(20103019)
-    if name == "halo":
-        return HaloAttention(12, heads=2, block=4, halo=1, scale=None, impl=impl)
-    return GlobalSelfAttention(12, heads=2, size=10, impl=impl)
-
-
-def layer_results(layer: nn.Module, images: Tensor, towards: Tensor, dtype: torch.dtype | None) -> list[Tensor]:
-    """The output, and the gradients of images and parameters."""
-    images = images.detach().requires_grad_()
-    with torch.autocast(images.device.type, dtype, enabled=dtype is not None):
-        out = layer(images)
-    return [out.detach(), *torch.autograd.grad(out, [images, *layer.parameters()], towards.to(out.dtype))]
-
-
 @runs
 @pytest.mark.parametrize("name", ["halo", "global"])
 def test_layers_train_under_autocast_as_exactly_as_with_the_reference(name: str):
@@ -227,9 +202,9 @@ def test_layers_train_under_autocast_as_exactly_as_with_the_reference(name: str)
     dtype = torch.bfloat16 if DEVICE == "cuda" else torch.float16
     images, towards = (torch.randn(2, 12, 3, 5, device=DEVICE) for _ in range(2))
     actual, baseline = (
-        layer_results(layers(name, impl).to(DEVICE), images, towards, dtype) for impl in ("triton", "reference")
+        layer_results(small_layer(name, impl).to(DEVICE), images, towards, dtype) for impl in ("triton", "reference")
     )
-    exact = layers(name, "reference").double().to(DEVICE)
+    exact = small_layer(name, "reference").double().to(DEVICE)
     truth = layer_results(exact, images.double(), towards.double(), None)
     for one, other, right in zip(actual, baseline, truth, strict=True):
         assert one.dtype == other.dtype

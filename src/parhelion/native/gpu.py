@@ -18,7 +18,6 @@ NARROWEST = 16  # side of a matrix unit's operands
 # Bytes of a head's channels: what the compiled kernels need of shared memory fits A100 and H100, or any GPU.
 WIDEST, WIDEST_ANYWHERE = 512, 128
 MUCH_SHARED_MEMORY = 160 * 1024
-OLDEST_TRITON = (3, 9)  # 3.6 loses numbers that are 1 in loops
 MOST_IMAGES = 65_535  # programs along the last axis of a grid
 
 
@@ -61,9 +60,6 @@ def _why_not_device(device: torch.device) -> str | None:
         return "Triton is not installed; it comes with PyTorch for GPUs on Linux"
     if device.type != "cuda":
         return None
-    if _version() < OLDEST_TRITON:
-        oldest, found = (".".join(map(str, version)) for version in (OLDEST_TRITON, _version()))
-        return f"the kernel needs Triton {oldest} or newer, which PyTorch 2.15 brings, and {found} is installed"
     if torch.version.hip is not None:
         return None
     major, minor = torch.cuda.get_device_capability(device)
@@ -82,14 +78,6 @@ def _widest(device: torch.device) -> int:
 @functools.cache
 def _found() -> bool:
     return importlib.util.find_spec("triton") is not None
-
-
-@functools.cache
-def _version() -> tuple[int, int]:
-    import triton
-
-    major, minor = triton.__version__.split(".")[:2]
-    return int(major), int(minor)
 
 
 @functools.cache
@@ -126,12 +114,12 @@ class Map(NamedTuple):
     head: int
 
 
-def common_run(*maps: Tensor) -> int:
-    """How many channels, up to 8, all strides of some maps are multiples of.
+def common_run(*tensors: Tensor) -> int:
+    """How many channels, up to 8, all strides of some tensors are multiples of; channels lie side by side.
 
     Triton knows of a stride only whether 16 divides it. A kernel that multiplies by a run reads so many at a time.
     """
-    return math.gcd(8, *(stride for tensor in maps for stride in tensor.stride()[:4]))
+    return math.gcd(8, *(stride for tensor in tensors for stride in tensor.stride()[:-1]))
 
 
 def as_map(tensor: Tensor, run: int = 1) -> Map:

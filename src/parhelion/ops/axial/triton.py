@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from parhelion.native import gpu, side_by_side
-from parhelion.native.gpu import Launch
+from parhelion.native.gpu import Launch, common_run
 from parhelion.ops.axial.contract import Axis
 from parhelion.ops.axial.triton_plan import (
     Inputs,
@@ -41,67 +41,43 @@ def axial_attention_triton(q: Tensor, v: Tensor, table: Tensor, plus: Tensor | N
 class Call(NamedTuple):
     """A call of the operation: what its kernels are launched with."""
 
-    q: Tensor
-    v: Tensor
-    table: Tensor
+    inputs: Inputs
+    cut: Plan
     vertical: bool
-    backward: bool
-    plus: Tensor | None = None
-    grad_out: Tensor | None = None
-
-    @property
-    def sizes(self) -> Sizes:
-        """Pixels of the axis, lines and heads."""
-        along, across = (1, 2) if self.vertical else (2, 1)
-        return Sizes(self.q.shape[along], self.q.shape[across], self.q.shape[3])
-
-    @property
-    def run(self) -> int:
-        """Channels that strides are counted in: as many as all have in common, up to 16 bytes of the narrow dtypes."""
-        strides = [stride for tensor in self._read if tensor is not None for stride in tensor.stride()[:-1]]
-        return math.gcd(8, self.q.shape[-1], self.v.shape[-1], *strides)
-
-    @property
-    def plan(self) -> Plan:
-        """How the work is cut."""
-        length, plus = self.sizes.length, self.plus is not None
-        far = any(_span(tensor) >= 2**31 for tensor in self._read if tensor is not None)
-        return plan(self.q, self.v, length, plus=plus, run=self.run, far=far, backward=self.backward)
 
     @property
     def tiles(self) -> int:
         """Tiles that an axis is cut into."""
-        return -(-self.sizes.length // self.plan.slot)
+        return -(-self.inputs.sizes.length // self.cut.slot)
 
     @property
     def units(self) -> int:
         """Tiles of queries in all, and as many of keys."""
-        return self.q.shape[0] * -(-self.sizes.lines * self.sizes.heads // self.plan.lines) * self.tiles
+        sizes = self.inputs.sizes
+        return self.inputs.q.start.shape[0] * -(-sizes.lines * sizes.heads // self.cut.lines) * self.tiles
 
     @property
     def sums(self) -> tuple[int, ...]:
         """Shape of the sums for the table: programs, distances of two tiles, early or late, blocks, rows, channels."""
-        cut = self.plan
-        shape = (2 * self.tiles - 1, 2, cut.blocks, cut.rows, cut.padded_d)
-        each = each_backward(self.units, math.prod(shape), warps(cut))
+        shape = (2 * self.tiles - 1, 2, self.cut.blocks, self.cut.rows, self.cut.padded_d)
+        each = each_backward(self.units, math.prod(shape), warps(self.cut))
         return -(-self.units // each), *shape
 
-    def forward(self, out: Tensor) -> Launch:
+    def forward(self, plus: Tensor | None, out: Tensor) -> Launch:
         """Fills `out`."""
         # A map that is absent is never read, but a kernel wants an address all the same.
-        plus = self._lines(out if self.plus is None else self.plus)
-        return self._launch("forward", each_forward(self.units), plus, self._lines(out))
+        maps = (self._lines(out if plus is None else plus), self._lines(out))
+        return self._launch("forward", each_forward(self.units), *maps)
 
-    def backward_maps(self, grad_q: Tensor, grad_v: Tensor, sums: Tensor) -> list[Launch]:
+    def backward_maps(self, grad_out: Tensor, grad_q: Tensor, grad_v: Tensor, sums: Tensor) -> list[Launch]:
         """Fill `grad_q` and `grad_v`, and add to `sums`."""
-        assert self.grad_out is not None
-        grad_out = self._lines(self.grad_out)
+        read, *filled = (self._lines(tensor) for tensor in (grad_out, grad_q, grad_v))
         each = -(-self.units // max(1, sums.shape[0]))
-        if self.plan.single:
-            return [self._launch("backward", each, grad_out, self._lines(grad_q), self._lines(grad_v), sums)]
+        if self.cut.single:
+            return [self._launch("backward", each, read, *filled, sums)]
         return [
-            self._launch("backward_queries", each, grad_out, self._lines(grad_q), sums),
-            self._launch("backward_values", 1, grad_out, self._lines(grad_v)),
+            self._launch("backward_queries", each, read, filled[0], sums),
+            self._launch("backward_values", 1, read, filled[1]),
         ]
 
     def backward_table(self, grad_table: Tensor, sums: Tensor) -> Launch:
@@ -109,25 +85,38 @@ class Call(NamedTuple):
         arguments = (sums, grad_table, sums.shape[0])
         return self._kernel("backward_table", grad_table.shape[0], arguments, num_warps=1)
 
-    @property
-    def _read(self) -> tuple[Tensor | None, ...]:
-        return self.q, self.v, self.table, self.plus, self.grad_out
-
     def _launch(self, name: str, each: int, *others: Any) -> Launch:
-        table = Table(self.table, self.table.stride(0) // self.run, self.table.shape[0] // 2)
-        inputs = Inputs(self._lines(self.q), self._lines(self.v), table, self.sizes)
         programs = -(-self.units // max(1, each))
-        return self._kernel(name, programs, (inputs, *others, each, self.units), num_warps=warps(self.plan))
+        return self._kernel(name, programs, (self.inputs, *others, each, self.units), num_warps=warps(self.cut))
 
     def _kernel(self, name: str, programs: int, arguments: tuple[Any, ...], *, num_warps: int) -> Launch:
         from parhelion.ops.axial import triton_kernels
 
-        choices = {"PLAN": self.plan, "num_warps": num_warps, "num_stages": 2, "enable_fp_fusion": True}
-        return Launch(getattr(triton_kernels, name), (programs,), arguments, choices, self.q.device)
+        choices = {"PLAN": self.cut, "num_warps": num_warps, "num_stages": 2, "enable_fp_fusion": True}
+        return Launch(getattr(triton_kernels, name), (programs,), arguments, choices, self.inputs.q.start.device)
 
     def _lines(self, tensor: Tensor) -> Lines:
-        image, row, col, head = (stride // self.run for stride in tensor.stride()[:4])
-        return Lines(tensor, image, *((col, row) if self.vertical else (row, col)), head)
+        return as_lines(tensor, self.cut.run, vertical=self.vertical)
+
+
+def new_call(q: Tensor, v: Tensor, table: Tensor, *others: Tensor, vertical: bool, plus: bool, backward: bool) -> Call:
+    """The call with an operator's arguments; `others` are the maps besides that its kernels read."""
+    tensors = (q, v, table, *others)
+    # Kernels write maps without gaps, whose strides are multiples of the channels.
+    run = math.gcd(common_run(*tensors), q.shape[-1], v.shape[-1])
+    along, across = (1, 2) if vertical else (2, 1)
+    sizes = Sizes(q.shape[along], q.shape[across], q.shape[3])
+    far = any(_span(tensor) >= 2**31 for tensor in tensors)
+    cut = plan(q, v, sizes.length, plus=plus, run=run, far=far, backward=backward)
+    lines_q, lines_v = (as_lines(tensor, run, vertical=vertical) for tensor in (q, v))
+    rows = Table(table, table.stride(0) // run, table.shape[0] // 2)
+    return Call(Inputs(lines_q, lines_v, rows, sizes), cut, vertical)
+
+
+def as_lines(tensor: Tensor, run: int, *, vertical: bool) -> Lines:
+    """A map (b, h, w, heads, channels) for a kernel, its strides in runs of so many channels."""
+    image, row, col, head = (stride // run for stride in tensor.stride()[:4])
+    return Lines(tensor, image, *((col, row) if vertical else (row, col)), head)
 
 
 def _span(tensor: Tensor) -> int:
@@ -138,10 +127,10 @@ def _span(tensor: Tensor) -> int:
 
 @torch.library.custom_op("parhelion::axial_attention_triton", mutates_args=())
 def _forward(q: Tensor, v: Tensor, table: Tensor, plus: Tensor | None, vertical: bool) -> Tensor:
-    plus = None if plus is None else side_by_side(plus)
-    call = Call(side_by_side(q), side_by_side(v), side_by_side(table), vertical, backward=False, plus=plus)
+    q, v, table, *others = (side_by_side(tensor) for tensor in (q, v, table, plus) if tensor is not None)
+    call = new_call(q, v, table, *others, vertical=vertical, plus=plus is not None, backward=False)
     out = v.new_empty(v.shape)
-    call.forward(out)()
+    call.forward(others[0] if others else None, out)()
     return out
 
 
@@ -153,10 +142,10 @@ def _forward_fake(q: Tensor, v: Tensor, table: Tensor, plus: Tensor | None, vert
 @torch.library.custom_op("parhelion::axial_attention_triton_backward", mutates_args=())
 def _backward(grad_out: Tensor, q: Tensor, v: Tensor, table: Tensor, vertical: bool) -> tuple[Tensor, Tensor, Tensor]:
     q, v, table, grad_out = (side_by_side(tensor) for tensor in (q, v, table, grad_out))
-    call = Call(q, v, table, vertical, backward=True, grad_out=grad_out)
+    call = new_call(q, v, table, grad_out, vertical=vertical, plus=False, backward=True)
     grad_q, grad_v, grad_table = (tensor.new_empty(tensor.shape) for tensor in (q, v, table))
     sums = q.new_zeros(call.sums, dtype=torch.float32)
-    for launch in call.backward_maps(grad_q, grad_v, sums):
+    for launch in call.backward_maps(grad_out, grad_q, grad_v, sums):
         launch()
     call.backward_table(grad_table, sums.sum(0))()
     return grad_q, grad_v, grad_table

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from parhelion.native import gpu, side_by_side
 from parhelion.native.gpu import Launch, as_map
-from parhelion.ops.content.triton_plan import Inputs, Plan, Sizes, Summary, effort, plan, sizes_of, slices
+from parhelion.ops.content.triton_plan import Inputs, Plan, Summary, effort, plan, sizes_of, slices
 
 
 def why_not_triton(q: Tensor, k: Tensor, v: Tensor) -> str | None:
@@ -29,30 +29,19 @@ def content_attention_triton(q: Tensor, k: Tensor, v: Tensor, *, normalize_queri
 class Call(NamedTuple):
     """A call of the operation: what its kernels are launched with."""
 
-    q: Tensor
-    k: Tensor
-    v: Tensor
-
-    @property
-    def plan(self) -> Plan:
-        """How the work is cut."""
-        return plan(self.q, self.k, self.v)
-
-    @property
-    def sizes(self) -> Sizes:
-        """The image and its chunks."""
-        return sizes_of(self.q, self.plan)
+    inputs: Inputs
+    cut: Plan
 
     @property
     def whole(self) -> bool:
         """Whether one program takes a group of heads of an image from beginning to end."""
-        return self.sizes.chunks == 1 and slices(self.plan) == (1, 1)
+        return self.inputs.sizes.chunks == 1 and slices(self.cut) == (1, 1)
 
     def forward(self, out: Tensor, summary: Summary) -> list[Launch]:
         """Fill `out` and `summary`."""
         if self.whole:
             return [self._launch("forward", 1, summary, out)]
-        slices_d, slices_e = slices(self.plan)
+        slices_d, slices_e = slices(self.cut)
         partial = Summary(*(self._of_chunks(tensor) for tensor in summary))
         return [
             self._launch("summarise", slices_d, partial),
@@ -63,7 +52,7 @@ class Call(NamedTuple):
         """Fill the gradients of q, k and v."""
         if self.whole:
             return [self._launch("backward", 1, summary, grad_out, *grads)]
-        slices_d, slices_e = slices(self.plan)
+        slices_d, slices_e = slices(self.cut)
         grad_q, grad_k, grad_v = grads
         partial = self._of_chunks(summary.blocks)
         return [
@@ -73,22 +62,23 @@ class Call(NamedTuple):
 
     def _of_chunks(self, tensor: Tensor) -> Tensor:
         """Memory for every chunk's part of a tensor."""
-        return tensor.new_empty(tensor.shape[0] * self.sizes.chunks, *tensor.shape[1:])
+        return tensor.new_empty(tensor.shape[0] * self.inputs.sizes.chunks, *tensor.shape[1:])
 
     def _launch(self, name: str, slices: int, *others: Any) -> Launch:
         from parhelion.ops.content import triton_kernels
 
-        cut, sizes = self.plan, self.sizes
-        inputs = Inputs(as_map(self.q), as_map(self.k), as_map(self.v), sizes)
-        grid = (sizes.heads // cut.group * slices, sizes.chunks, self.q.shape[0])
-        _, _, num_warps, num_stages = effort(cut, self.q.element_size())
-        choices = {"PLAN": cut, "num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": True}
-        return Launch(getattr(triton_kernels, name), grid, (inputs, *others), choices, self.q.device)
+        q, sizes = self.inputs.q.start, self.inputs.sizes
+        grid = (sizes.heads // self.cut.group * slices, sizes.chunks, q.shape[0])
+        _, _, num_warps, num_stages = effort(self.cut, q.element_size())
+        choices = {"PLAN": self.cut, "num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": True}
+        return Launch(getattr(triton_kernels, name), grid, (self.inputs, *others), choices, q.device)
 
 
 def new_call(q: Tensor, k: Tensor, v: Tensor) -> Call:
     """The call with an operator's arguments."""
-    return Call(*(side_by_side(tensor) for tensor in (q, k, v)))
+    q, k, v = (side_by_side(tensor) for tensor in (q, k, v))
+    cut = plan(q, k, v)
+    return Call(Inputs(as_map(q), as_map(k), as_map(v), sizes_of(q, cut)), cut)
 
 
 @torch.library.custom_op("parhelion::content_attention_triton", mutates_args=())

@@ -9,7 +9,7 @@ from torch import Tensor
 from parhelion.native import gpu, side_by_side
 from parhelion.native.gpu import Launch, as_map, common_run
 from parhelion.ops.halo.contract import Border, Offsets, Relative, Window
-from parhelion.ops.halo.triton_plan import Inputs, Plan, Sizes, Table, plan, stages, warps
+from parhelion.ops.halo.triton_plan import Inputs, Plan, Scale, Sizes, Table, plan, stages, warps
 
 # Programs that share the tiles of queries in the backward pass: eight for each of an H100's 132 multiprocessors, and as
 # many on any other GPU, so that the tables' gradients are summed in one order.
@@ -39,82 +39,55 @@ def halo_attention_triton(
 
 
 class Call(NamedTuple):
-    """A call of the operation: what its three kernels are launched with."""
+    """A call of the operation: what its kernels are launched with."""
 
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    table_h: Tensor | None
-    table_w: Tensor | None
-    window: Window
+    inputs: Inputs
+    cut: Plan
+    num_warps: int
+    gain: float
+    """Factor on the gradients of queries (times the sign), keys and tables."""
 
     @property
-    def sizes(self) -> Sizes:
-        """Pixels, queries and blocks along each axis, and heads."""
-        (h, w), (query_h, query_w) = self.k.shape[1:3], self.q.shape[1:3]
-        blocks_h, blocks_w = (-(-size // self.window.block) for size in (h, w))
-        return Sizes(h, w, query_h, query_w, blocks_h, blocks_w, self.q.shape[3])
+    def images(self) -> int:
+        """Images of the batch."""
+        return self.inputs.q.start.shape[0]
 
     @property
     def units(self) -> int:
         """Tiles of queries in all."""
-        sizes = self.sizes
-        return self.q.shape[0] * sizes.blocks_h * sizes.blocks_w * sizes.heads * self.plan(backward=True).tiles
-
-    def plan(self, *, backward: bool) -> Plan:
-        """How the work is cut."""
-        relative = self.table_h is not None
-        return plan(self.q, self.v, self.window, relative=relative, backward=backward, run=self._run)
-
-    @property
-    def gain(self) -> float:
-        """Factor on the gradients of queries (times the sign), keys and tables."""
-        return abs(self.window.scale)
+        sizes = self.inputs.sizes
+        return self.images * sizes.blocks_h * sizes.blocks_w * sizes.heads * self.cut.tiles
 
     def forward(self, out: Tensor, statistics: Tensor) -> Launch:
         """Fills `out` and `statistics`."""
-        cut, sizes = self.plan(backward=False), self.sizes
-        grid = (sizes.blocks_w * sizes.heads * cut.tiles, sizes.blocks_h, self.q.shape[0])
-        return self._launch("forward", cut, warps(cut, backward=False), grid, out, statistics)
+        sizes = self.inputs.sizes
+        grid = (sizes.blocks_w * sizes.heads * self.cut.tiles, sizes.blocks_h, self.images)
+        return self._launch("forward", grid, out, statistics)
 
     def backward_queries(self, saved: "Saved", grad_q: Tensor, grad_tables: Tensor) -> Launch:
         """Fills `grad_q` and `saved.delta`, and adds to `grad_tables`: (programs, 2, offsets, channels), padded."""
-        grid = (grad_tables.shape[0],)
         read = (saved.out, saved.statistics, saved.grad_out, saved.delta)
-        cut = self.plan(backward=True)
         others = (*read, grad_q, grad_tables, self.gain, self.units)
-        return self._launch("backward_queries", cut, warps(cut, backward=True), grid, *others)
+        return self._launch("backward_queries", (grad_tables.shape[0],), *others)
 
     def backward_keys(self, saved: "Saved", grad_k: Tensor, grad_v: Tensor) -> Launch:
         """Fills `grad_k` and `grad_v`; `saved.delta` must be there."""
-        cut = self.plan(backward=True)
-        rows, cols = (-(-(size + cut.key_shift) // cut.key_side) for size in self.k.shape[1:3])
-        grid = (cols * self.k.shape[3], rows, self.k.shape[0])
+        cut, sizes = self.cut, self.inputs.sizes
+        rows, cols = (-(-(size + cut.key_shift) // cut.key_side) for size in (sizes.h, sizes.w))
         read = (saved.statistics, saved.delta, saved.grad_out)
-        others = (*read, grad_k, grad_v, self.gain)
-        return self._launch("backward_keys", cut, warps(cut, backward=True), grid, *others)
+        return self._launch("backward_keys", (cols * sizes.heads, rows, self.images), *read, grad_k, grad_v, self.gain)
 
-    @property
-    def _run(self) -> int:
-        return common_run(self.q, self.k, self.v)
-
-    def _launch(self, name: str, cut: Plan, num_warps: int, grid: tuple[int, ...], *others: Any) -> Launch:
+    def _launch(self, name: str, grid: tuple[int, ...], *others: Any) -> Launch:
         from parhelion.ops.halo import triton_kernels
 
-        choices = {"PLAN": cut, "num_warps": num_warps, "num_stages": stages(cut), "enable_fp_fusion": True}
-        return Launch(getattr(triton_kernels, name), grid, (self._inputs(), *others), choices, self.q.device)
-
-    def _inputs(self) -> Inputs:
-        q, k, v = (as_map(tensor, self._run) for tensor in (self.q, self.k, self.v))
-        # A table that is absent is never read, but a kernel wants an address all the same.
-        table_h, table_w = (
-            Table(self.q, 0) if table is None else Table(table, table.stride(0))
-            for table in (self.table_h, self.table_w)
-        )
-        scale = self.window.scale
-        # A scale of zero zeroes the queries instead, so that minus infinity stays what it is.
-        sign = math.copysign(1.0, scale) if scale else 0.0
-        return Inputs(q, k, v, table_h, table_w, self.sizes, (abs(scale) or 1.0) * math.log2(math.e), sign)
+        choices = {
+            "PLAN": self.cut,
+            "num_warps": self.num_warps,
+            "num_stages": stages(self.cut),
+            "enable_fp_fusion": True,
+        }
+        device = self.inputs.q.start.device
+        return Launch(getattr(triton_kernels, name), grid, (self.inputs, *others), choices, device)
 
 
 class Saved(NamedTuple):
@@ -139,14 +112,27 @@ def new_call(  # noqa: PLR0913  an operator's arguments are flat
     masked: bool,
     summed: bool,
     scale: float,
+    *,
+    backward: bool,
 ) -> Call:
     """The call with an operator's arguments."""
-    q, k, v = (side_by_side(tensor) for tensor in (q, k, v))
-    table_h, table_w = (None if table is None else side_by_side(table) for table in (table_h, table_w))
     border: Border = "masked" if masked else "zero"
     relative: Relative = "summed" if summed else "halves"
     offsets: Offsets = "pixels" if step == stride else "queries"
-    return Call(q, k, v, table_h, table_w, Window(block, halo, stride, border, scale, relative, offsets))
+    window = Window(block, halo, stride, border, scale, relative, offsets)
+    q, k, v = (side_by_side(tensor) for tensor in (q, k, v))
+    run = common_run(q, k, v)
+    cut = plan(q, v, window, relative=table_h is not None, backward=backward, run=run)
+    map_q, map_k, map_v = (as_map(tensor, run) for tensor in (q, k, v))
+    # A table that is absent is never read, but a kernel wants an address all the same.
+    tables = (q if table is None else side_by_side(table) for table in (table_h, table_w))
+    rows_h, rows_w = (Table(table, table.stride(0)) for table in tables)
+    (h, w), (query_h, query_w) = k.shape[1:3], q.shape[1:3]
+    sizes = Sizes(h, w, query_h, query_w, -(-h // block), -(-w // block), q.shape[3])
+    # A scale of zero zeroes the queries instead, so that minus infinity stays what it is.
+    powers = Scale((abs(scale) or 1.0) * math.log2(math.e), math.copysign(1.0, scale) if scale else 0.0)
+    inputs = Inputs(map_q, map_k, map_v, rows_h, rows_w, sizes, powers)
+    return Call(inputs, cut, warps(cut, backward=backward), abs(scale))
 
 
 @torch.library.custom_op("parhelion::halo_attention_triton", mutates_args=())
@@ -165,7 +151,7 @@ def _forward(  # noqa: PLR0913  an operator's arguments are flat
     scale: float,
 ) -> tuple[Tensor, Tensor]:
     """The output, and for each query and head its highest logit and the sum of its weights, the highest being 1."""
-    call = new_call(q, k, v, table_h, table_w, block, halo, stride, step, masked, summed, scale)
+    call = new_call(q, k, v, table_h, table_w, block, halo, stride, step, masked, summed, scale, backward=False)
     out, statistics = _forward_fake(q, k, v)
     call.forward(out, statistics)()
     return out, statistics
@@ -195,8 +181,8 @@ def _backward(  # noqa: PLR0913  an operator's arguments are flat
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k, v and the tables (empty where there is no table)."""
-    call = new_call(q, k, v, table_h, table_w, block, halo, stride, step, masked, summed, scale)
-    cut = call.plan(backward=True)
+    call = new_call(q, k, v, table_h, table_w, block, halo, stride, step, masked, summed, scale, backward=True)
+    cut = call.cut
     saved = Saved(grad_out.contiguous(), out, statistics, torch.empty_like(statistics[..., 0]))
     grad_q, grad_k, grad_v = (tensor.new_empty(tensor.shape) for tensor in (q, k, v))
     partial = q.new_zeros(min(PROGRAMS, call.units), 2, cut.padded_offsets, cut.padded_d, dtype=torch.float32)

@@ -79,8 +79,15 @@ class Sizes(NamedTuple):
     heads: int
 
 
+class Scale(NamedTuple):
+    """The scale of the logits, apart: the weight of a key is 2^(factor * (sign q)·(k + r)), before they sum to one."""
+
+    factor: float
+    sign: float
+
+
 class Inputs(NamedTuple):
-    """What all kernels read. The weight of a key is 2^(factor * (sign q)·(k + r)), before the sum is taken to one."""
+    """What all kernels read. Tuples only: beside a number, Triton 3.6 would lose the numbers in them that are 1."""
 
     q: Map
     k: Map
@@ -88,8 +95,7 @@ class Inputs(NamedTuple):
     table_h: Table
     table_w: Table
     sizes: Sizes
-    factor: float
-    sign: float
+    scale: Scale
 
 
 def plan(q: Tensor, v: Tensor, window: Window, *, relative: bool, backward: bool, run: int = 1) -> Plan:
