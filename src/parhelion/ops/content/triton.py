@@ -7,7 +7,7 @@ from torch import Tensor
 
 from parhelion.native import gpu, side_by_side
 from parhelion.native.gpu import Launch, as_map
-from parhelion.ops.content.triton_plan import Inputs, Plan, Summary, effort, plan, sizes_of, slices
+from parhelion.ops.content.triton_plan import Inputs, Plan, Summary, effort, plan, sizes_of
 
 
 def why_not_triton(q: Tensor, k: Tensor, v: Tensor) -> str | None:
@@ -35,29 +35,27 @@ class Call(NamedTuple):
     @property
     def whole(self) -> bool:
         """Whether one program takes a group of heads of an image from beginning to end."""
-        return self.inputs.sizes.chunks == 1 and slices(self.cut) == (1, 1)
+        return self.inputs.sizes.chunks == self.cut.slices_d == self.cut.slices_e == 1
 
     def forward(self, out: Tensor, summary: Summary) -> list[Launch]:
         """Fill `out` and `summary`."""
         if self.whole:
             return [self._launch("forward", 1, summary, out)]
-        slices_d, slices_e = slices(self.cut)
         partial = Summary(*(self._of_chunks(tensor) for tensor in summary))
         return [
-            self._launch("summarise", slices_d, partial),
-            self._launch("read", slices_e, partial, summary, out),
+            self._launch("summarise", self.cut.slices_d, partial),
+            self._launch("read", self.cut.slices_e, partial, summary, out),
         ]
 
     def backward(self, grad_out: Tensor, summary: Summary, grads: tuple[Tensor, Tensor, Tensor]) -> list[Launch]:
         """Fill the gradients of q, k and v."""
         if self.whole:
             return [self._launch("backward", 1, summary, grad_out, *grads)]
-        slices_d, slices_e = slices(self.cut)
         grad_q, grad_k, grad_v = grads
         partial = self._of_chunks(summary.blocks)
         return [
-            self._launch("backward_queries", slices_d, summary, grad_out, grad_q, partial),
-            self._launch("backward_keys", max(slices_d, slices_e), summary, partial, grad_k, grad_v),
+            self._launch("backward_queries", self.cut.slices_d, summary, grad_out, grad_q, partial),
+            self._launch("backward_keys", max(self.cut.slices_d, self.cut.slices_e), summary, partial, grad_k, grad_v),
         ]
 
     def _of_chunks(self, tensor: Tensor) -> Tensor:

@@ -57,7 +57,7 @@ def forward(inputs, summary, out, PLAN: tl.constexpr):
 @triton.jit
 def summarise(inputs, partial, PLAN: tl.constexpr):
     """The sums of a slice of the keys' channels over a chunk."""
-    at = _at(inputs.sizes, _slices(PLAN.d, PLAN.slice_d, PLAN), PLAN)
+    at = _at(inputs.sizes, PLAN.slices_d, PLAN)
     d = at.slice * PLAN.slice_d + tl.arange(0, PLAN.slice_d)
     e = tl.arange(0, PLAN.padded_e)
     sums = _summed(at, inputs, d, PLAN)
@@ -67,7 +67,7 @@ def summarise(inputs, partial, PLAN: tl.constexpr):
 @triton.jit
 def read(inputs, partial, summary, out, PLAN: tl.constexpr):
     """The output of a chunk, for a slice of the values' channels; also the summary and the statistics."""
-    at = _at(inputs.sizes, _slices(PLAN.e, PLAN.slice_e, PLAN), PLAN)
+    at = _at(inputs.sizes, PLAN.slices_e, PLAN)
     d = tl.arange(0, PLAN.padded_d)
     e = at.slice * PLAN.slice_e + tl.arange(0, PLAN.slice_e)
     sums = _combined(partial, at, d, e, inputs.sizes, PLAN)
@@ -92,7 +92,7 @@ def backward(inputs, summary, grad_out, grad_q, grad_k, grad_v, PLAN: tl.constex
 @triton.jit
 def backward_queries(inputs, summary, grad_out, grad_q, partial, PLAN: tl.constexpr):
     """Gradients of a slice of the queries' channels in a chunk, and the chunk's part of those of the summary."""
-    at = _at(inputs.sizes, _slices(PLAN.d, PLAN.slice_d, PLAN), PLAN)
+    at = _at(inputs.sizes, PLAN.slices_d, PLAN)
     d = at.slice * PLAN.slice_d + tl.arange(0, PLAN.slice_d)
     e = tl.arange(0, PLAN.padded_e)
     values = _load_block(summary.blocks, at.b, at, d, e, inputs.sizes, PLAN)
@@ -103,9 +103,8 @@ def backward_queries(inputs, summary, grad_out, grad_q, partial, PLAN: tl.conste
 @triton.jit
 def backward_keys(inputs, summary, partial, grad_k, grad_v, PLAN: tl.constexpr):
     """Gradients of a slice of the channels of keys, and of values, in a chunk."""
-    SLICES_D: tl.constexpr = _slices(PLAN.d, PLAN.slice_d, PLAN)
-    SLICES_E: tl.constexpr = _slices(PLAN.e, PLAN.slice_e, PLAN)
-    at = _at(inputs.sizes, max(SLICES_D, SLICES_E), PLAN)
+    SLICES: tl.constexpr = max(PLAN.slices_d, PLAN.slices_e)
+    at = _at(inputs.sizes, SLICES, PLAN)
     every_d = tl.arange(0, PLAN.padded_d)
     every_e = tl.arange(0, PLAN.padded_e)
     d = at.slice * PLAN.slice_d + tl.arange(0, PLAN.slice_d)
@@ -115,7 +114,7 @@ def backward_keys(inputs, summary, partial, grad_k, grad_v, PLAN: tl.constexpr):
     softmax = _softmax(summary, at, d, inputs.sizes, PLAN)
     every_slope = slopes
     every_softmax = softmax
-    if max(SLICES_D, SLICES_E) > 1:
+    if SLICES > 1:
         every_slope = _added(partial, at, every_d, e, inputs.sizes, PLAN).to(grad_k.dtype.element_ty)
         every_softmax = _softmax(summary, at, every_d, inputs.sizes, PLAN)
     _key_grads(
@@ -265,12 +264,6 @@ def _at(sizes, SLICES: tl.constexpr, PLAN: tl.constexpr):
     last = tl.minimum(first + sizes.chunk, sizes.pixels)
     place = tl.program_id(0)
     return At(tl.program_id(2).to(tl.int64), place // SLICES, place % SLICES, tl.program_id(1), first, last)
-
-
-@triton.constexpr_function
-def _slices(width, of_slice, plan):
-    """Slices of a group's channels, for heads of so many channels."""
-    return -(-width * plan.group // of_slice)
 
 
 @triton.jit

@@ -29,6 +29,9 @@ class Plan(NamedTuple):
     slice_d: int
     """Channels of a group's keys, or of their gradients, that one program makes."""
     slice_e: int
+    slices_d: int
+    """Programs that share the channels of a group's keys."""
+    slices_e: int
     tile: int
     """Pixels in a tile, a power of two."""
     packed: bool
@@ -72,14 +75,17 @@ def plan(q: Tensor, k: Tensor, v: Tensor) -> Plan:
     group = heads_per_group(heads, max(d, e))
     padded_d, padded_e = padded(group * d), padded(group * e)
     effort = effort_for(max(padded_d, padded_e) * q.element_size())
+    slice_d, slice_e = (min(width, effort.slice) for width in (padded_d, padded_e))
     return Plan(
         d=d,
         e=e,
         group=group,
         padded_d=padded_d,
         padded_e=padded_e,
-        slice_d=min(padded_d, effort.slice),
-        slice_e=min(padded_e, effort.slice),
+        slice_d=slice_d,
+        slice_e=slice_e,
+        slices_d=-(-group * d // slice_d),
+        slices_e=-(-group * e // slice_e),
         tile=min(effort.tile, padded(q.shape[1] * q.shape[2])),
         packed=packed,
         flat=all(rows_follow(tensor) for tensor in maps),
@@ -131,8 +137,3 @@ def sizes_of(q: Tensor, cut: Plan) -> Sizes:
     chunks = min(-(-WARPS // warps), MOST_CHUNKS, -(-tiles // 2))
     chunk = -(-tiles // chunks) * cut.tile
     return Sizes(h * w, w, heads, chunk, -(-h * w // chunk))
-
-
-def slices(cut: Plan) -> tuple[int, int]:
-    """Programs that share the channels of keys, and of values."""
-    return -(-cut.group * cut.d // cut.slice_d), -(-cut.group * cut.e // cut.slice_e)
