@@ -1,6 +1,6 @@
 # Commands for a fresh clone: `make demo`, `make demo-detection` and `make test`. Each sets up what it needs.
 PYTHON ?= python3
-VENV ?= .venv
+VENV := .venv
 BIN := $(VENV)/bin
 # The rooms whose annotations are shapes; the tests check them at run time.
 SHAPED := parhelion.ops,parhelion.layers,parhelion.models
