@@ -58,9 +58,7 @@ def interpreted() -> bool:
 def _why_not_device(device: torch.device) -> str | None:
     if not _found():
         return "Triton is not installed; it comes with PyTorch for GPUs on Linux"
-    if device.type != "cuda":
-        return None
-    if torch.version.hip is not None:
+    if device.type != "cuda" or torch.version.hip is not None:
         return None
     major, minor = torch.cuda.get_device_capability(device)
     return None if major >= 8 else f"the kernel needs compute capability 8.0 or more, and {device} has {major}.{minor}"

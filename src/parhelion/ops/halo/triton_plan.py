@@ -53,6 +53,8 @@ class Plan(NamedTuple):
     """Side of the tile of pixels that one program of the backward pass sums the gradients of keys and values for."""
     key_shift: int
     """How far these tiles begin before the image, so that few windows meet in one."""
+    offsets: int
+    """Rows of a table."""
     padded_offsets: int
     padded_side: int
     exact: bool
@@ -102,9 +104,11 @@ def plan(q: Tensor, v: Tensor, window: Window, *, relative: bool, backward: bool
     """The plan for maps of these shapes and this dtype."""
     d, e = q.shape[-1], v.shape[-1]
     width_h, width_w = table_widths(d, window.relative)
-    offsets, size = padded(table_rows(window.block, window.halo)), q.element_size()
-    width = padded(max(d, e)) * size
-    queries = query_tile(window.queries**2, most=16 if width > 256 else 32 if many_numbers(offsets, size) else 64)
+    offsets, size = table_rows(window.block, window.halo), q.element_size()
+    width, padded_offsets = padded(max(d, e)) * size, padded(offsets)
+    queries = query_tile(
+        window.queries**2, most=16 if width > 256 else 32 if many_numbers(padded_offsets, size) else 64
+    )
     most = 32 if width > 256 else 64 if backward or width > 128 or size > 2 else 128
     (rows, cols), (tail_rows, tail_cols) = key_tiles(window.side, most=most)
     key_side = min(4 if width > 128 else 8, 1 << (window.block.bit_length() - 1))
@@ -132,7 +136,8 @@ def plan(q: Tensor, v: Tensor, window: Window, *, relative: bool, backward: bool
         tail_cols=tail_cols,
         key_side=key_side,
         key_shift=key_shift(window.block, window.halo, key_side),
-        padded_offsets=offsets,
+        offsets=offsets,
+        padded_offsets=padded_offsets,
         padded_side=padded(window.side),
         exact=size == 4,
         precision=precision(q.dtype),

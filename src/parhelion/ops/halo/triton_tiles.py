@@ -132,7 +132,7 @@ def embeddings_of(table, FIRST: tl.constexpr, WIDTH: tl.constexpr, dtype: tl.con
     """A table (offsets, d): zeros at the channels of a query that it does not meet."""
     offsets = tl.arange(0, PLAN.padded_offsets)
     d = tl.arange(0, PLAN.padded_d) - FIRST
-    inside = (offsets < 2 * PLAN.block + 2 * PLAN.halo - 1)[:, None] & ((d >= 0) & (d < WIDTH))[None, :]
+    inside = (offsets < PLAN.offsets)[:, None] & ((d >= 0) & (d < WIDTH))[None, :]
     return tl.load(table.start + offsets[:, None] * table.row + d[None, :], mask=inside, other=0.0).to(dtype)
 
 
