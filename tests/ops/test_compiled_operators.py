@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from error_budget import assert_as_exact_as
 from kernel_cases import CASES, FEW, Case, axial, content, halo, result_and_gradients
 from memory_layouts import axes_exchanged, channels_first
-from small_layers import layer_results, small_layer
+from small_layers import assert_trains_as_exactly_as_the_reference
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
@@ -210,12 +209,4 @@ def test_activation_checkpointing_changes_no_gradient(case: Case):
 def test_layers_train_under_autocast_as_exactly_as_with_the_reference(name: str, channels_last: bool, level: str):
     memory = torch.channels_last if channels_last else torch.contiguous_format
     images, towards = torch.randn(3, 12, 6, 10).contiguous(memory_format=memory), torch.randn(3, 12, 6, 10)
-    actual, baseline = (
-        layer_results(small_layer(name, impl), images, towards, torch.bfloat16) for impl in ("cpu", "reference")
-    )
-    exact = small_layer(name, "reference").double()
-    truth = layer_results(exact, images.double(), towards.double(), None)
-    for one, other, right in zip(actual, baseline, truth, strict=True):
-        assert one.dtype == other.dtype
-        # Gradients come in float32 but carry the rounding of bfloat16.
-        assert_as_exact_as(one.bfloat16(), other.bfloat16(), right)
+    assert_trains_as_exactly_as_the_reference(name, "cpu", images, towards, torch.bfloat16)

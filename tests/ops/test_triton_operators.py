@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from error_budget import assert_as_exact_as
 from kernel_cases import Case, axial, axial_plus, content, halo, result_and_gradients
-from small_layers import layer_results, small_layer
+from small_layers import assert_trains_as_exactly_as_the_reference
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -201,15 +200,7 @@ def test_layers_train_under_autocast_as_exactly_as_with_the_reference(name: str)
     # The interpreter cannot multiply bfloat16.
     dtype = torch.bfloat16 if DEVICE == "cuda" else torch.float16
     images, towards = (torch.randn(2, 12, 3, 5, device=DEVICE) for _ in range(2))
-    actual, baseline = (
-        layer_results(small_layer(name, impl).to(DEVICE), images, towards, dtype) for impl in ("triton", "reference")
-    )
-    exact = small_layer(name, "reference").double().to(DEVICE)
-    truth = layer_results(exact, images.double(), towards.double(), None)
-    for one, other, right in zip(actual, baseline, truth, strict=True):
-        assert one.dtype == other.dtype
-        # Gradients come in float32 but carry the rounding of what they were computed in.
-        assert_as_exact_as(one.to(dtype), other.to(dtype), right)
+    assert_trains_as_exactly_as_the_reference(name, "triton", images, towards, dtype)
 
 
 # Under torch.compile
