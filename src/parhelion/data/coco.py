@@ -73,7 +73,7 @@ class CocoImages(Dataset[DetectionSample]):
         number = range(len(self))[index]
         instances, path = self._instances(number), self.path(number)
         try:
-            image = open_image(path, self.in_chans, upright=self.exif == "upright")
+            image = open_image(path, self.in_chans, exif=self.exif)
         except BadImage as bad:
             return bad.with_traceback(None), instances, path
         if (image.height, image.width) != instances.size:

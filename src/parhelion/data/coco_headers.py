@@ -6,14 +6,13 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 from PIL import Image
 
-from parhelion.data.images import DECODING_ERRORS, BadImage, open_image
+from parhelion.data.images import DECODING_ERRORS, ORIENTATION, BadImage, open_image
 from parhelion.data.samples import few
 from parhelion.errors import UserError
 
 if TYPE_CHECKING:
     from parhelion.data.coco import CocoImages
 
-ORIENTATION = 0x0112
 # With these rows become columns.
 TURNED = (5, 6, 7, 8)
 # Reading headers is mostly waiting, above all where the folder is on another machine.
@@ -55,7 +54,9 @@ class Misfit(NamedTuple):
 def header(path: str) -> Header:
     """Size and orientation of an image file, whose pixels are not decoded; raises one of DECODING_ERRORS."""
     with Image.open(path) as image:
-        return Header((image.height, image.width), _orientation(image))
+        found = Header((image.height, image.width), _orientation(image))
+        # Of TIFF Pillow tells the upright size.
+        return Header(found.upright, found.orientation) if image.format == "TIFF" else found
 
 
 def size_mismatch(path: str, found: tuple[int, int], said: tuple[int, int]) -> BadImage:
