@@ -10,10 +10,9 @@ from torch import nn
 
 from parhelion.detection import faster_rcnn, mask_rcnn
 from parhelion.errors import UserError
-from parhelion.evaluate.saved import weights_file
 from parhelion.layers import GlobalSelfAttention
 from parhelion.models.resnet import ResNet
-from parhelion.models.weights import why_not_fit
+from parhelion.models.weights import weights_file, why_not_fit
 from parhelion.train import checkpoint
 
 TASK = "detection"
