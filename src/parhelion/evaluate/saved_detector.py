@@ -120,12 +120,12 @@ def holds_detector(path: Path) -> bool:
     return checkpoint.facts(weights_file(path)).get("task") == TASK
 
 
-def load_detector(path: Path) -> Detector:
+def load_detector(path: str | Path) -> Detector:
     """The detector in a run folder or a .safetensors file, in evaluation mode on the CPU.
 
     Raises UserError where there is none, the file is damaged or a pickle, or its weights are not what it says.
     """
-    file = weights_file(path)
+    file = weights_file(Path(path))
     weights, facts = checkpoint.load(file)
     missing = [key for key in FACTS if key not in facts]
     if missing:

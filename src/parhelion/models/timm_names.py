@@ -1,6 +1,6 @@
 """Every model under `timm.create_model` too, as `parhelion_<name>`, so that none of timm's own names changes."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from typing import Any
 
@@ -26,13 +26,14 @@ def _entrypoint(name: str) -> Any:
         pretrained_cfg: Any = None,
         pretrained_cfg_overlay: Mapping[str, Any] | None = None,
         cache_dir: Any = None,
-        img_size: int | tuple[int, int] | None = None,
+        img_size: int | Sequence[int] | None = None,
         drop_path_rate: float = 0.0,
         **arguments: Any,
     ) -> nn.Module:
         # Of the weights as timm saved them; our tensors say all that is needed.
         arguments.pop("pretrained_model_args", None)
-        arguments |= {"image_size": img_size, "drop_path": drop_path_rate}
+        size = tuple(img_size) if isinstance(img_size, Sequence) else img_size
+        arguments |= {"image_size": size, "drop_path": drop_path_rate}
         config = {**_entries(pretrained_cfg), **(pretrained_cfg_overlay or {})}
         if pretrained and config.get("file") and config.get("source") != "local-dir":
             return create_model(name, checkpoint_path=config["file"], **arguments)

@@ -14,7 +14,9 @@ from parhelion.train.record import WEIGHTS
 def weights_file(path: Path) -> Path:
     """The weights that `path` means: itself, or the ones in the run folder `path`. Raises UserError."""
     if not path.exists():
-        raise UserError(f"there is no checkpoint or run folder {path}")
+        raise UserError(
+            f"there is no checkpoint or run folder {path}; give the --out of parhelion train, or a .safetensors file"
+        )
     if path.is_dir():
         if not (path / WEIGHTS).exists():
             raise UserError(f"the folder {path} holds no {WEIGHTS}; name a folder that parhelion train wrote")
