@@ -127,15 +127,15 @@ def test_unknown_names_get_the_nearest(refused, data, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_model_in_place_of_a_recipe_says_how_it_is_trained(refused, run, data, tmp_path):
+def test_a_model_in_place_of_a_recipe_says_how_it_is_trained(refused, data, tmp_path):
     for command in ("train", "recipes"):
-        said = refused(command, "halonet_h0")
-        assert (
-            "halonet_h0 is a model, not a recipe; train it with halonet_h0_imagenet, or with --model halonet_h0" in said
+        assert refused(command, "halonet_h0") == (
+            "parhelion: halonet_h0 is a model, not a recipe; train it with halonet_h0_imagenet, or by parhelion train "
+            "RECIPE --model halonet_h0, where RECIPE is finetune (from earlier weights), halonet_tiny (small images from "
+            "scratch) or another\n"
         )
-        assert said.endswith("such as finetune (from earlier weights), halonet_tiny (small images from scratch)\n")
-    assert "train it with --model resnet26 after" in refused("train", "resnet26")
-    assert "halonet_50_ls_ra and 10 more, or with --model halonet_50" in refused("train", "halonet_50")
+    assert "; train it by parhelion train RECIPE --model resnet26, where" in refused("train", "resnet26")
+    assert "halonet_50_ls_ra and 10 more, or by parhelion" in refused("train", "halonet_50")
     train = ("train", "resnet_tiny", "--data", data, "--out", tmp_path / "run")
     for words in ((*train, "--model"), ("models",), ("benchmark",)):
         said = refused(*words, "halonet_h0_imagenet")

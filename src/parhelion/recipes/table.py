@@ -40,8 +40,11 @@ def model_for_recipe(name: str) -> str | None:
     training = [found for found, entry in RECIPES.items() if entry().model == name]
     others = ", ".join(f"{found} ({purpose})" for found, purpose in OPEN.items())
     more = f" and {len(training) - SHOWN} more" if len(training) > SHOWN else ""
-    own = f"train it with {' or '.join(training[:SHOWN])}{more}, or " if training else "train it "
-    return f"{name} is a model, not a recipe; {own}with --model {name} after another recipe, such as {others}"
+    own = f"train it with {', '.join(training[:SHOWN])}{more}, or by" if training else "train it by"
+    return (
+        f"{name} is a model, not a recipe; {own} parhelion train RECIPE --model {name}, "
+        f"where RECIPE is {others} or another"
+    )
 
 
 def recipe_for_model(name: str) -> str | None:
