@@ -131,8 +131,8 @@ def test_a_model_in_place_of_a_recipe_says_how_it_is_trained(refused, data, tmp_
     for command in ("train", "recipes"):
         assert refused(command, "halonet_h0") == (
             "parhelion: halonet_h0 is a model, not a recipe; train it with halonet_h0_imagenet, or by parhelion train "
-            "RECIPE --model halonet_h0, where RECIPE is finetune (from earlier weights), halonet_tiny (small images from "
-            "scratch) or another\n"
+            "RECIPE --model halonet_h0, where RECIPE is finetune (from earlier weights), halonet_tiny (small images "
+            "from scratch) or another\n"
         )
     assert "; train it by parhelion train RECIPE --model resnet26, where" in refused("train", "resnet26")
     assert "halonet_50_ls_ra and 10 more, or by parhelion" in refused("train", "halonet_50")
