@@ -127,6 +127,33 @@ def test_unknown_names_get_the_nearest(refused, data, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_model_in_place_of_a_recipe_says_how_it_is_trained(refused, data, tmp_path):
+    for command in ("train", "recipes"):
+        assert refused(command, "halonet_h0") == (
+            "parhelion: halonet_h0 is a model, not a recipe; train it with halonet_h0_imagenet, or by parhelion train "
+            "RECIPE --model halonet_h0, where RECIPE is finetune (from earlier weights), halonet_tiny (small images "
+            "from scratch) or another\n"
+        )
+    assert "; train it by parhelion train RECIPE --model resnet26, where" in refused("train", "resnet26")
+    assert "halonet_50_ls_ra and 10 more, or by parhelion" in refused("train", "halonet_50")
+    train = ("train", "resnet_tiny", "--data", data, "--out", tmp_path / "run")
+    for words in ((*train, "--model"), ("models",), ("benchmark",)):
+        said = refused(*words, "halonet_h0_imagenet")
+        assert "halonet_h0_imagenet is a recipe, not a model; its model is halonet_h0" in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_in_place_of_a_recipe_says_where_it_belongs(refused, run, data):
+    said = refused("train", run, "--data", data)
+    assert (
+        f"{run} is a run, not a recipe; parhelion train --resume {run} goes on with it, and --init-from {run}" in said
+    )
+    assert f"{data} is a folder, not a recipe; give a recipe first" in refused("train", data)
+    assert "run folder halonet_tiny; give the --out of parhelion train" in refused(
+        "evaluate", "halonet_tiny", "--data", data
+    )
+
+
 def test_what_is_missing_is_named(refused):
     assert "name a command" in refused()
     assert "name a recipe, such as halonet_tiny" in refused("train")

@@ -115,9 +115,12 @@ def _make(folder: Path) -> None:
 
 def _candidates(chosen: Arguments) -> "list[Network]":
     from parhelion.evaluate.networks import Network, check_name, own_image_px
+    from parhelion.recipes.table import recipe_for_model
 
     models = list(dict.fromkeys((chosen.model, *chosen.against)))
     for model in models:
+        if mistaken := recipe_for_model(model):
+            raise UserError(mistaken)
         check_name(model)
     image_px = chosen.image_px or own_image_px(chosen.model)
     precision: Literal["float32", "bfloat16", "autocast"] = chosen.dtype

@@ -12,8 +12,8 @@ from parhelion.errors import UserError
 from parhelion.recipes.classification_recipe import ClassificationRecipe
 from parhelion.recipes.detection_recipe import DetectionRecipe
 from parhelion.recipes.recipe import Recipe
-from parhelion.recipes.table import RECIPES, recipe
-from parhelion.train.record import saved_recipe
+from parhelion.recipes.table import RECIPES, recipe, recipe_for_model
+from parhelion.train.record import holds_run, saved_recipe
 
 FIRST = "halonet_tiny"
 
@@ -101,16 +101,31 @@ def _chosen(arguments: list[str]) -> Arguments:
     name, *options = arguments
     if name.startswith("-"):
         raise UserError(f"name a recipe before {name}, such as {FIRST}; parhelion recipes lists them all")
+    if name not in RECIPES and Path(name).is_dir():
+        raise UserError(_folder_for_recipe(name))
     wanted = recipe(name)
     kind: Any = KINDS[wanted.task]
     default = kind(data=tyro.MISSING, out=tyro.MISSING, recipe=wanted)
-    return parsed(
+    chosen: Arguments = parsed(
         kind,
         options,
         prog=f"parhelion train {name}",
         default=default,
         description=RECIPES[name].text,
     )
+    if mistaken := recipe_for_model(chosen.recipe.model):
+        raise UserError(f"--model: {mistaken}")
+    return chosen
+
+
+def _folder_for_recipe(name: str) -> str:
+    """What to do with a folder in place of a recipe."""
+    if holds_run(Path(name)):
+        return (
+            f"{name} is a run, not a recipe; parhelion train --resume {name} goes on with it, and --init-from {name} "
+            "after a recipe starts another from its weights"
+        )
+    return f"{name} is a folder, not a recipe; give a recipe first, such as parhelion train {FIRST} --data {name}"
 
 
 @dataclass(frozen=True, kw_only=True)

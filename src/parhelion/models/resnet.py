@@ -68,6 +68,9 @@ class ResNet(nn.Module):
 
     default_cfg: dict[str, Any]  # what timm's transforms and tools read off a model; set by `create_model`
     pretrained_cfg: dict[str, Any]
+    _model_args: dict[
+        str, Any
+    ]  # how timm.create_model builds the network again; set by `create_model`, kept by `resize`
 
     def __init__(
         self,
@@ -236,12 +239,16 @@ class ResNet(nn.Module):
             ValueError: a window that `halo_attention` refuses.
         """
         sizes = itertools.chain(*self.network.sizes(image_size)) if image_size else itertools.repeat(None)
+        changed: dict[str, Any] = {"img_size": image_size}
         for bottleneck, size in zip(self.bottlenecks, sizes, strict=False):
             operator = bottleneck.operator
             if isinstance(operator, HaloAttention):
                 operator.resize(block=block, halo=halo)
+                changed |= {"block": block, "halo": halo}
             elif isinstance(operator, GlobalSelfAttention) and size is not None:
                 operator.resize(size)
+        changed = {name: value for name, value in changed.items() if value is not None}
+        self._model_args = {**getattr(self, "_model_args", {}), **changed}
 
 
 def _build_stages(network: Network, image_size: tuple[int, int]) -> nn.Sequential:

@@ -140,7 +140,8 @@ class Classification(running.Task):
         return cast("ResNet", self.classifier.model)
 
     def initialise(self, spec: str) -> Adaptation:
-        return initialise(self.classifier.model, spec, class_names=self.classifier.class_names)
+        ours, images = self.classifier, self.classifier.preprocessing
+        return initialise(ours.model, spec, class_names=ours.class_names, normalised=(images.mean, images.std))
 
     def train_loader(self, accelerator: Accelerator) -> DataLoader[Any]:
         return train_loader(self.recipe, self.source, accelerator)

@@ -222,7 +222,8 @@ def _move(run: Training) -> None:
         run.accelerator.clip_grad_norm_(run.step.parameters(), optimization.clip_norm)
     optimization.optimizer.step()
     if optimization.ema is not None:
-        optimization.ema.update(optimization.ema_source)
+        # Its decay follows from the number of this update, so that a resumed run averages alike.
+        optimization.ema.update(optimization.ema_source, step=run.state.update + 1)
 
 
 def _gradients_stay_here(run: Training) -> Any:
