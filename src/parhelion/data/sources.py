@@ -6,7 +6,7 @@ from pathlib import Path
 from parhelion.data.fashion import bundled_images, open_bundled, open_fashion
 from parhelion.data.folders import open_folder
 from parhelion.data.hugging_face import open_hugging_face
-from parhelion.data.images import MODES
+from parhelion.data.images import check_channels
 from parhelion.data.samples import Sample, Source, Split
 from parhelion.data.shards import open_shards
 from parhelion.data.tensorflow_sets import open_tensorflow
@@ -48,8 +48,7 @@ def open_source(
 
     Raises UserError: one sentence that says what was found and what should have been.
     """
-    if in_chans not in MODES:
-        raise UserError(f"in_chans is {in_chans}, but images are read with 3 channels (RGB) or 1 (grey)")
+    check_channels(in_chans)
     kind, slash, _ = spec.partition("/")
     if slash and kind in NAMED:
         return NAMED[kind](spec, data_dir=data_dir, download=download, in_chans=in_chans, splits=splits)
