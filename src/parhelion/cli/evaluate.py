@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from parhelion.cli.arguments import check_writable, parsed, refuse_options
-from parhelion.errors import UserError
+from parhelion.errors import UserError, printable
 
 CLASSIFIER_BATCH, DETECTOR_BATCH = 128, 8
 
@@ -62,6 +62,7 @@ def run(arguments: list[str]) -> None:
 
 
 def _classifier(chosen: Arguments) -> None:
+    from parhelion.data.held_out import of_run
     from parhelion.data.sources import open_source
     from parhelion.evaluate.saved import load_classifier, on_fastest_device
     from parhelion.evaluate.validate import validate
@@ -74,6 +75,10 @@ def _classifier(chosen: Arguments) -> None:
         in_chans=classifier.preprocessing.in_chans,
         splits=("val",),
     )
+    # Of a folder that the run split itself, what it was not trained on.
+    source = of_run(source, chosen.checkpoint if chosen.checkpoint.is_dir() else chosen.checkpoint.parent)
+    if not chosen.json:
+        print(source.line())
     if chosen.image_px:
         classifier = replace(classifier, preprocessing=replace(classifier.preprocessing, image_px=chosen.image_px))
     outcome = validate(
@@ -86,7 +91,8 @@ def _classifier(chosen: Arguments) -> None:
     )
     scores = outcome.metrics()
     if chosen.json:
-        print(json.dumps({"model": classifier.name, "data": chosen.data, **scores}, indent=2))
+        facts = {"model": classifier.name, "data": chosen.data, "left_out": source.left_out}
+        print(printable(json.dumps({**facts, **scores}, indent=2)))
     else:
         _show_skipped(f"{classifier.name} on {source.name}", scores["images"], outcome.skipped)
         print(f"loss   {scores['loss']:.4f}")
@@ -128,7 +134,7 @@ def _detector(chosen: Arguments) -> None:
     if chosen.json:
         facts: dict[str, Any] = {"model": detector.name, "data": chosen.data, "images": len(results.image_ids)}
         left_out = {"skipped": len(results.skipped), "dropped": dropped}
-        print(json.dumps({**facts, **left_out, **scores.as_dict()}, indent=2, ensure_ascii=False))
+        print(printable(json.dumps({**facts, **left_out, **scores.as_dict()}, indent=2, ensure_ascii=False)))
     else:
         for kind, ids in dropped.items():
             print(f"left out: {len(ids)} {kind}")

@@ -58,6 +58,8 @@ def saved_recipe(folder: Path) -> dict[str, Any]:
 def check_same_recipe(folder: Path, recipe: Mapping[str, Any], *, free: Collection[str] = FREE) -> None:
     """Raise UserError where the run in `folder` was begun with another recipe; the fields `free` may differ."""
     saved, ours = saved_recipe(folder), json.loads(json.dumps(dict(recipe)))
+    # Written only where it is given.
+    ours.setdefault("val_share", None)
     unknown = sorted(saved.keys() - ours.keys())
     if unknown:
         raise UserError(
