@@ -96,7 +96,7 @@ def test_a_run_is_scored_on_what_it_held_out(flat: Path, run: Path, picture: Cal
     Path(expected[0]).unlink()
     later = of_run(open_source(str(flat), splits=("val",)), run)
     assert files(later.val) == expected[1:]
-    assert "1 image that it held out and that changed or is not there" in later.line()
+    assert "changed, or not there any more: 1 image that it held out" in later.line()
 
 
 def test_other_images_are_scored_whole(pets: Path, flat: Path, run: Path, tmp_path: Path) -> None:

@@ -50,12 +50,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def exit_code(act: Callable[[], int | None]) -> int:
     """Do `act`, which may return a code, as a command does: no warnings, and one sentence for what stops it."""
+    with _any_name_printed():
+        return _exit_code(act)
+
+
+def _exit_code(act: Callable[[], int | None]) -> int:
     try:
-        with warnings.catch_warnings(), _any_name_printed():
+        with warnings.catch_warnings():
             if not sys.warnoptions:
                 warnings.simplefilter("ignore")
             code = act()
-            sys.stdout.flush()
+        sys.stdout.flush()
     except UserError as error:
         print(f"parhelion: {error}", file=sys.stderr)
         return USER_MISTAKE

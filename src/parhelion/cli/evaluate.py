@@ -91,7 +91,7 @@ def _classifier(chosen: Arguments) -> None:
     )
     scores = outcome.metrics()
     if chosen.json:
-        facts = {"model": classifier.name, "data": chosen.data, "left_out": source.left_out}
+        facts = {"model": classifier.name, "data": chosen.data, "remarks": source.remarks}
         print(printable(json.dumps({**facts, **scores}, indent=2)))
     else:
         _show_skipped(f"{classifier.name} on {source.name}", scores["images"], outcome.skipped)

@@ -37,9 +37,8 @@ class Found:
         if self.beside:
             clauses.append(f"{counted(self.beside, 'image')} beside the class folders")
         if self.links:
-            clauses.append(
-                f"{counted(len(self.links), 'link')} not followed, because the folder is read elsewhere: {few(self.links)}"
-            )
+            links = counted(len(self.links), "link")
+            clauses.append(f"{links} not followed, because the folder is read elsewhere: {few(self.links)}")
         return clauses
 
 

@@ -37,6 +37,12 @@ class FolderImages(Dataset[Sample]):
         present = set(self.class_numbers())
         return [name for number, name in enumerate(self.class_names) if number not in present]
 
+    def remarks(self) -> list[str]:
+        """A clause about classes without images, and about what is left out."""
+        empty, left_out = self.empty_classes(), self.found.left_out()
+        clauses = [f"no images of {few(empty)} in '{self.folder}'"] if empty else []
+        return clauses + ([f"left out in '{self.folder}': {', '.join(left_out)}"] if left_out else [])
+
     def relative(self, file: str) -> str:
         """The name of one of the files, from the folder on, with slashes."""
         return Path(file).relative_to(self.folder).as_posix()
@@ -67,10 +73,8 @@ def open_folder(folder: Path, *, in_chans: int, splits: Sequence[Split]) -> Sour
     if train and val:
         _refuse_different_classes(train, val)
     opened = [images for images in (train, val, test) if images]
-    clauses = [f"{clause} in '{images.folder}'" for images in opened for clause in images.found.left_out()]
-    if train and val and (empty := val.empty_classes()):
-        clauses.append(f"no images of {few(empty)} in '{val.folder}'")
-    return Source(str(folder), train, val, opened[0].class_names if opened else (), test, left_out=tuple(clauses))
+    remarks = [remark for images in opened for remark in images.remarks()]
+    return Source(str(folder), train, val, opened[0].class_names if opened else (), test, remarks=tuple(remarks))
 
 
 def open_unsplit(folder: Path, *, in_chans: int) -> FolderImages:
@@ -190,7 +194,7 @@ def _refuse_bytes(folder: Path, names: Sequence[str]) -> None:
 def _what_images_are(images: FolderImages) -> str:
     """How images are told, and what was found instead."""
     left_out = images.found.left_out()
-    held = f"; there are {'; '.join(left_out)}" if left_out else ""
+    held = f"; there are {', '.join(left_out)}" if left_out else ""
     return f"images are files that end in {' '.join(endings())}{held}"
 
 

@@ -67,10 +67,10 @@ def of_run(source: Source, run: Path) -> Source:
     kept = images.where(lambda path: known.get(images.relative(path)) == os.path.getsize(path))
     if not kept.files:
         return source
-    clauses = [f"{counted(len(images) - len(kept), 'image')} that the run in {run} did not hold out"]
+    remarks = [f"left out: {counted(len(images) - len(kept), 'image')} that the run in {run} did not hold out"]
     if len(kept) < len(known):
-        clauses.append(f"{counted(len(known) - len(kept), 'image')} that it held out and that changed or is not there")
-    return replace(source, val=kept, left_out=(*source.left_out, *clauses))
+        remarks.append(f"changed, or not there any more: {counted(len(known) - len(kept), 'image')} that it held out")
+    return replace(source, val=kept, remarks=(*source.remarks, *remarks))
 
 
 def read(file: Path) -> Mapping[str, int]:

@@ -30,8 +30,8 @@ class Source:
     val: Dataset[Sample] | None
     class_names: tuple[str, ...]
     test: Dataset[Sample] | None = None
-    # What was found and is not used, a clause each.
-    left_out: tuple[str, ...] = ()
+    # What a user should know of what was found and left out, a clause each.
+    remarks: tuple[str, ...] = ()
 
     def images(self, split: Split) -> Dataset[Sample]:
         """The images of a split that was asked for."""
@@ -40,12 +40,12 @@ class Source:
         return found
 
     def line(self) -> str:
-        """What was found, in a line: classes, images of each open split, and what is left out."""
+        """What was found, in a line: classes, images of each open split, and the remarks."""
         splits = {"train": self.train, "val": self.val, "test": self.test}
         # torch's Dataset promises no length; those of a source have one.
         counts = [f"{len(cast('Sized', images)):,} in {name}" for name, images in splits.items() if images is not None]
-        left_out = f"; left out: {'; '.join(self.left_out)}" if self.left_out else ""
-        return f"{self.name}: {len(self.class_names)} classes, images: {', '.join(counts)}{left_out}"
+        found = f"{self.name}: {len(self.class_names)} classes, images: {', '.join(counts)}"
+        return "; ".join([found, *self.remarks])
 
 
 @dataclass(frozen=True, kw_only=True)

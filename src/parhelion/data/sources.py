@@ -74,7 +74,7 @@ def _split(folder: Path, val_share: float, *, in_chans: int, splits: Sequence[Sp
         train if "train" in splits else None,
         val if "val" in splits else None,
         images.class_names,
-        left_out=tuple(images.found.left_out()),
+        remarks=tuple(images.remarks()),
     )
 
 
