@@ -10,16 +10,19 @@ from importlib import import_module
 from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
-from typing import IO, TypeAlias
+from typing import IO, Literal, TypeAlias
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from parhelion.data.metadata import stripped, upright
+from parhelion.data.metadata import TURNS_BACK, orientation, stripped, upright
 from parhelion.errors import UserError
 
 BinaryFile: TypeAlias = IO[bytes] | BytesIO
 """Checked while the program runs, a BytesIO is not taken for an IO[bytes]."""
+
+Exif: TypeAlias = Literal["upright", "stored"]
+"""Whether images are turned as their EXIF orientation says, or taken as they are stored."""
 
 MODES = {1: "L", 3: "RGB"}
 WHITE = 65535
@@ -74,48 +77,55 @@ class BadImage(UserError):  # noqa: N818
         return str(self)
 
 
-def open_image(file: str | Path | BinaryFile, in_chans: int = 3, *, name: str | None = None) -> Image.Image:
+def open_image(
+    file: str | Path | BinaryFile, in_chans: int = 3, *, name: str | None = None, exif: Exif = "upright"
+) -> Image.Image:
     """The image in `file`, fully decoded: mode RGB for `in_chans` 3, L (grey) for 1.
 
     Any format that Pillow reads, and HEIF where pillow-heif is installed; the first frame of an animation; upright
-    (EXIF orientation applied). Damaged metadata is left out; damaged pixels are not. Pillow's limit of 179 million
-    pixels does not hold here; the memory of the machine does. See `as_mode` for what becomes of transparency, 16-bit
-    grey and CMYK. `name` is what an error calls the file (default: its path). Raises BadImage.
+    (EXIF orientation applied) or as stored. Damaged metadata is passed over, damaged pixels are not. Pillow's limit of
+    179 million pixels does not hold here; the memory of the machine does. See `as_mode` for what becomes of
+    transparency, 16-bit grey and CMYK. `name` is what an error calls the file (default: its path). Raises BadImage.
     """
     if isinstance(file, str | Path):
         name = name or str(file)
         try:
             with open(file, "rb") as stream:
-                return open_image(stream, in_chans, name=name)
+                return open_image(stream, in_chans, name=name, exif=exif)
         except OSError as error:
             raise _bad(name, error) from error
     check_channels(in_chans)
     name = name or _file_name(file)
     try:
-        with _opened(file) as image:
-            return _in_mode(image, in_chans)
+        return _read(file, in_chans, exif)
     except DECODING_ERRORS as error:
-        return _without_metadata(file, in_chans, name, error)
+        # Damaged metadata does not make an image unreadable.
+        image = _without_metadata(file, in_chans, exif)
+        if image is None:
+            raise _bad(name, error) from error
+        return image
 
 
-def _without_metadata(file: BinaryFile, in_chans: int, name: str | None, error: Exception) -> Image.Image:
-    """The image in `file`, which Pillow refused with `error`, read without metadata. Raises BadImage."""
+def _read(file: BinaryFile, in_chans: int, exif: Exif, exif_block: bytes | None = None) -> Image.Image:
+    """The image in `file`; its EXIF block, where that is not in the file. Raises whatever Pillow does."""
+    with opened(file) as image:
+        if exif_block is not None:
+            image.info["exif"] = exif_block
+        return _in_mode(image, in_chans, exif)
+
+
+def _without_metadata(file: BinaryFile, in_chans: int, exif: Exif) -> Image.Image | None:
+    """The image in `file`, read without its metadata; None where that does not help."""
     try:
         file.seek(0)
         bare = stripped(file.read())
-        if bare is not None:
-            with _opened(BytesIO(bare.data)) as image:
-                if bare.exif is not None:
-                    image.info["exif"] = bare.exif
-                return _in_mode(image, in_chans)
+        return None if bare is None else _read(BytesIO(bare.data), in_chans, exif, bare.exif)
     except DECODING_ERRORS:
-        # What is wrong is in what is left, and was said already.
-        pass
-    raise _bad(name, error) from error
+        return None
 
 
-def as_mode(image: Image.Image, in_chans: int = 3, *, name: str | None = None) -> Image.Image:
-    """`image` upright and in mode RGB (`in_chans` 3) or L (`in_chans` 1).
+def as_mode(image: Image.Image, in_chans: int = 3, *, name: str | None = None, exif: Exif = "upright") -> Image.Image:
+    """`image` in mode RGB (`in_chans` 3) or L (`in_chans` 1), upright (EXIF orientation applied) or as stored.
 
     Transparent pixels show white. 16-bit grey is scaled to 8 bits, not clipped; the integer mode "I" is taken as
     16-bit, as Pillow writes it. Raises BadImage, which names `name`, when the pixels cannot be decoded or have no
@@ -123,7 +133,7 @@ def as_mode(image: Image.Image, in_chans: int = 3, *, name: str | None = None) -
     """
     check_channels(in_chans)
     try:
-        return _in_mode(image, in_chans)
+        return _in_mode(image, in_chans, exif)
     except DECODING_ERRORS as error:
         raise _bad(name, error) from error
 
@@ -134,12 +144,17 @@ def check_channels(in_chans: int) -> None:
         raise UserError(f"in_chans is {in_chans}, but images are read with 3 channels (RGB) or 1 (grey)")
 
 
-def _in_mode(image: Image.Image, in_chans: int) -> Image.Image:
+def _in_mode(image: Image.Image, in_chans: int, exif: Exif) -> Image.Image:
     """`image` as `as_mode` returns it; whatever Pillow raises, and ValueError with the reason."""
     if 0 in image.size:
         raise ValueError(f"it is {image.width} x {image.height} pixels")
+    # Pillow turns a TIFF while it loads it.
+    turned = orientation(image) if exif == "stored" and image.format == "TIFF" else 1
     _load(image)
-    image = upright(image)
+    if exif == "upright":
+        image = upright(image)
+    elif turned in TURNS_BACK:
+        image = image.transpose(TURNS_BACK[turned])
     if image.mode == "F":
         raise ValueError("its values are floating point, with no agreed white; save it with 8 or 16 bits")
     if image.mode.startswith("I"):
@@ -152,8 +167,8 @@ def _in_mode(image: Image.Image, in_chans: int) -> Image.Image:
     return image if image.mode == MODES[in_chans] else image.convert(MODES[in_chans])
 
 
-def _opened(file: BinaryFile) -> Image.Image:
-    """`file` as Pillow opens it, whatever its size, without its pixels yet."""
+def opened(file: BinaryFile) -> Image.Image:
+    """`file` as Pillow opens it, whatever its size, without its pixels yet. Raises one of DECODING_ERRORS."""
     try:
         return Image.open(file)
     except BEYOND_LIMIT:

@@ -22,6 +22,8 @@ TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 """By EXIF orientation: what turns the stored pixels upright."""
+TURNS_BACK = {**TURNS, 6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
+"""By EXIF orientation: what turns the upright image as it is stored."""
 
 # Where Pillow keeps what may tell the orientation.
 SOURCES = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")
