@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from parhelion.cli.arguments import parsed
-from parhelion.errors import UserError
+from parhelion.errors import UserError, printable
 
 if TYPE_CHECKING:
     from parhelion.evaluate.networks import Network
@@ -79,7 +79,7 @@ def run(arguments: list[str]) -> None:
         say("")
         torch.set_num_threads(threads)
     if chosen.json:
-        print(json.dumps(report, indent=2, ensure_ascii=False))
+        print(printable(json.dumps(report, indent=2, ensure_ascii=False)))
     else:
         _show(report)
     if chosen.out is not None:

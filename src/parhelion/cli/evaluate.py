@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from parhelion.cli.arguments import check_writable, parsed, refuse_options
-from parhelion.errors import UserError
+from parhelion.errors import UserError, printable
 
 CLASSIFIER_BATCH, DETECTOR_BATCH = 128, 8
 
@@ -66,6 +66,7 @@ def run(arguments: list[str]) -> None:
 
 
 def _classifier(chosen: Arguments) -> None:
+    from parhelion.data.held_out import of_run
     from parhelion.data.sources import open_source
     from parhelion.evaluate.saved import load_classifier, on_fastest_device
     from parhelion.evaluate.validate import validate
@@ -78,6 +79,10 @@ def _classifier(chosen: Arguments) -> None:
         in_chans=classifier.preprocessing.in_chans,
         splits=("val",),
     )
+    # Of a folder that the run split itself, what it was not trained on.
+    source = of_run(source, chosen.checkpoint if chosen.checkpoint.is_dir() else chosen.checkpoint.parent)
+    if not chosen.json:
+        print(source.line())
     if chosen.image_px:
         classifier = replace(classifier, preprocessing=replace(classifier.preprocessing, image_px=chosen.image_px))
     outcome = validate(
@@ -90,7 +95,8 @@ def _classifier(chosen: Arguments) -> None:
     )
     scores = outcome.metrics()
     if chosen.json:
-        print(json.dumps({"model": classifier.name, "data": chosen.data, **scores}, indent=2))
+        facts = {"model": classifier.name, "data": chosen.data, "remarks": source.remarks}
+        print(printable(json.dumps({**facts, **scores}, indent=2)))
     else:
         _show_skipped(f"{classifier.name} on {source.name}", scores["images"], outcome.skipped)
         print(f"loss   {scores['loss']:.4f}")
@@ -133,7 +139,7 @@ def _detector(chosen: Arguments) -> None:
     if chosen.json:
         facts: dict[str, Any] = {"model": detector.name, "data": chosen.data, "images": len(results.image_ids)}
         left_out = {"skipped": len(results.skipped), "dropped": dropped, "notes": source.val.report.notes()}
-        print(json.dumps({**facts, **left_out, **scores.as_dict()}, indent=2, ensure_ascii=False))
+        print(printable(json.dumps({**facts, **left_out, **scores.as_dict()}, indent=2, ensure_ascii=False)))
     else:
         for sentence in source.val.report.notes():
             print(sentence)

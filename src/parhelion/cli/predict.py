@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from parhelion.cli.arguments import check_writable, parsed, refuse_options
-from parhelion.errors import UserError
+from parhelion.errors import UserError, printable
 
 if TYPE_CHECKING:
     from parhelion.detection.found import Found
@@ -79,7 +79,7 @@ def _classes(chosen: Arguments) -> None:
         else:
             print(f"skipped: {answer}", file=sys.stderr)
     if chosen.json:
-        print(json.dumps([_as_json(prediction) for prediction in said], indent=2, ensure_ascii=False))
+        print(printable(json.dumps([_as_json(prediction) for prediction in said], indent=2, ensure_ascii=False)))
     elif sys.stdout.isatty():
         _print_table(said)
     else:
@@ -140,7 +140,7 @@ def _objects(chosen: Arguments) -> None:
     if chosen.results is not None:
         write_json(chosen.results, results)
     if chosen.json:
-        print(json.dumps(said, indent=2, ensure_ascii=False))
+        print(printable(json.dumps(said, indent=2, ensure_ascii=False)))
         return
     for image in said:
         for thing in image["objects"]:

@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from parhelion.data.loaders import go_to
-from parhelion.errors import UserError
+from parhelion.errors import UserError, printable
 from parhelion.models.adapt import Adaptation
 from parhelion.recipes.keeping import Begun, Keeping, begin
 from parhelion.recipes.preparing import Prepared, prepared
@@ -35,6 +35,7 @@ class Request:
     out: Path
     data_dir: Path | None = None
     download: bool = False
+    val_share: float | None = None
     init_from: str | None = None
     resume: bool = False
     track: Sequence[str] = ()
@@ -46,6 +47,8 @@ class Request:
             "data": self.data,
             "data_dir": self.data_dir and str(self.data_dir),
             "init_from": self.init_from,
+            # Where it is not given, recipes are as they were before it existed.
+            **({} if self.val_share is None else {"val_share": self.val_share}),
         }
 
 
@@ -72,6 +75,14 @@ class Task(ABC):
     @abstractmethod
     def images(self, accelerator: Accelerator) -> Mapping[str, Any]:
         """What tells the run's images from others without reading them, ready for JSON."""
+
+    def images_line(self) -> str | None:
+        """What was found, in a line to begin with; None where there is nothing to say."""
+        return None
+
+    def image_files(self) -> Mapping[str, Any]:
+        """By name, what files of JSON in the run's folder say about its images."""
+        return {}
 
     @abstractmethod
     def build(self) -> nn.Module:
@@ -156,6 +167,7 @@ def run(recipe: Recipe, request: Request, task: Callable[[], Task]) -> dict[str,
     ready = prepared(recipe, accelerator, model, doing.losses(), plan)
     running = Running(recipe, begun, doing, ready, quiet=quiet)
     state = running.open(seed=recipe.seed, updates_per_epoch=plan.updates_per_epoch)
+    running.note_images()
     if adaptation is not None:
         running.note_start(adaptation)
     with running.trackers(request.track), StopRequest() as stop:
@@ -179,6 +191,16 @@ class Running(Keeping):
         if self.record is not None:
             write_json(self.record.folder / INIT, adaptation.as_dict())
         for line in adaptation.lines():
+            self._progress.line(line)
+
+    def note_images(self) -> None:
+        """Say which images were found, and keep what finds them again."""
+        if self.record is not None:
+            for name, content in self.task.image_files().items():
+                # A run that goes on has it, unless it was killed before.
+                if not (self.record.folder / name).exists():
+                    write_json(self.record.folder / name, content)
+        if line := self.task.images_line():
             self._progress.line(line)
 
     def trackers(self, names: Sequence[str]) -> Trackers:
@@ -270,7 +292,7 @@ class Running(Keeping):
 
 
 def _warn(sentence: str) -> None:
-    print(f"parhelion: {sentence}", file=sys.stderr, flush=True)
+    print(printable(f"parhelion: {sentence}"), file=sys.stderr, flush=True)
 
 
 def _silent(_sentence: str) -> None:

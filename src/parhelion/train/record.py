@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from parhelion.errors import UserError
+from parhelion.errors import UserError, printable
 from parhelion.train.atomic import flush_to_disk, write_json, write_text
 
 RECIPE = "recipe.json"
@@ -21,7 +21,10 @@ FREE = ("workers", "keep", "checkpoint_updates", "data_dir")
 
 
 def check_out(folder: Path) -> None:
-    """Raise UserError where `folder` cannot become a new run: it holds one already, or is a file."""
+    """Raise UserError where `folder` cannot become a new run: it holds one already, is a file, or no text."""
+    if printable(str(folder)) != str(folder):
+        # Safetensors would write there, and not read what it wrote.
+        raise UserError(f"--out {folder} is a name that is not UTF-8; name another folder")
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--out {folder} is a file; name a folder that does not exist yet")
     for name in (RECIPE, METRICS, WEIGHTS):
@@ -58,6 +61,8 @@ def saved_recipe(folder: Path) -> dict[str, Any]:
 def check_same_recipe(folder: Path, recipe: Mapping[str, Any], *, free: Collection[str] = FREE) -> None:
     """Raise UserError where the run in `folder` was begun with another recipe; the fields `free` may differ."""
     saved, ours = saved_recipe(folder), json.loads(json.dumps(dict(recipe)))
+    # Written only where it is given.
+    ours.setdefault("val_share", None)
     unknown = sorted(saved.keys() - ours.keys())
     if unknown:
         raise UserError(
