@@ -145,7 +145,7 @@ def run(recipe: Recipe, request: Request, task: Callable[[], Task]) -> dict[str,
         check_out(out)
     note = _silent if quiet else _warn
     resolved = {**recipe.as_dict(), **request.as_dict()}
-    begun = begin(out, resolved, accelerator, resume=request.resume, keep=recipe.keep, note=note)
+    begun = begin(out, resolved, accelerator, resume=request.resume, recipe=recipe, note=note)
     doing = task()
     doing.check_images(begun.images, accelerator, note)
     # Equal weights in all processes.
