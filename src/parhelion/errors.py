@@ -11,6 +11,14 @@ class UserError(ValueError):
     """
 
 
+def printable(text: str) -> str:
+    r"""`text` that any file and terminal of UTF-8 takes: bytes of a file name that are no text come as `\udcff`.
+
+    JSON stays JSON that reads the same.
+    """
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A clause that offers the known names nearest to `name`, e.g. `; did you mean halonet_h1 or halonet_h0?`."""
     close = get_close_matches(name, list(known), n=3, cutoff=0.5)
