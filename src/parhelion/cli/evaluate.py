@@ -76,12 +76,17 @@ def run(arguments: list[str]) -> None:
 
 def _classifier(chosen: Arguments) -> None:
     from parhelion.data.sources import open_source
-    from parhelion.evaluate.class_scores import class_scores
+    from parhelion.evaluate.class_scores import CLASSES_WITH_MATRIX, class_scores
     from parhelion.evaluate.pictures import confusion_matrix
     from parhelion.evaluate.saved import load_classifier, on_fastest_device
     from parhelion.evaluate.validate import validate
 
     classifier = on_fastest_device(load_classifier(chosen.checkpoint))
+    names = classifier.class_names
+    if chosen.out is not None and len(names) > CLASSES_WITH_MATRIX:
+        raise UserError(
+            f"--out draws the confusion matrix of up to {CLASSES_WITH_MATRIX} classes; this has {len(names)}"
+        )
     source = open_source(
         chosen.data,
         data_dir=chosen.data_dir,
@@ -101,10 +106,10 @@ def _classifier(chosen: Arguments) -> None:
         quiet=chosen.json,
     )
     scores, title = outcome.metrics(), _title(classifier.name, source.name, chosen.split)
-    by_class = class_scores(outcome.confusion(len(classifier.class_names)), classifier.class_names)
+    by_class = class_scores(outcome, names)
     if chosen.out is not None:
         make_folder("--out", chosen.out)
-        confusion_matrix(by_class.confusion, classifier.class_names, chosen.out / CONFUSION, title)
+        confusion_matrix(outcome.confusion(len(names)), names, chosen.out / CONFUSION, title)
     if chosen.json:
         facts = {"model": classifier.name, "data": chosen.data, "split": chosen.split}
         print(_as_json({**facts, **scores, **by_class.as_dict()}))

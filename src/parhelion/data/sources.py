@@ -41,8 +41,7 @@ def open_source(
 
     A folder with `train/` and one of `val/`, `validation/`, `valid/`, `test/` (the first that exists), in each a
     folder per class; for the evaluation split alone, also a folder that holds the class folders itself. The split
-    `test` is always `test/`. A folder
-    called `bundled` is `./bundled`; so with `fashion-mnist`.
+    `test` is always `test/`. A folder called `bundled` is `./bundled`; so with `fashion-mnist`.
 
     `torch/NAME`, `hfds/NAME`, `wds/NAME`, `tfds/NAME`: as timm spells them. These read from `data_dir` (torch, wds:
     required) and fetch what is missing if `download` (hfds: always).
