@@ -38,7 +38,7 @@ class ClassScore:
 
     def cells(self) -> tuple[str, ...]:
         """The scores as text, in the order of HEADINGS."""
-        shares = (percent(share) for share in (self.precision, self.recall, self.f1))
+        shares = (_percent(share) for share in (self.precision, self.recall, self.f1))
         mistaken = f"{self.mistaken[0]} ({self.mistaken[1]})" if self.mistaken else "-"
         return (self.name, *shares, str(self.images), mistaken)
 
@@ -77,7 +77,7 @@ class ClassScores:
         if len(shown) > CLASSES_SHOWN:
             shown = tuple(sorted(shown, key=_badness))[:CLASSES_SHOWN]
             lines.append(f"the {CLASSES_SHOWN} of {len(self.scores)} classes with the lowest F1; --json has all")
-        mean = (percent(means[f"mean_{name}"]) for name in ("precision", "recall", "f1"))
+        mean = (_percent(means[f"mean_{name}"]) for name in ("precision", "recall", "f1"))
         mean_row = ("mean of the classes", *mean, str(sum(score.images for score in self.scores)), "")
         lines += _aligned([HEADINGS, *(score.cells() for score in shown), mean_row], words=(0, 5))
         if self.confusion is not None and len(self.scores) <= CLASSES_IN_MATRIX:
@@ -125,7 +125,7 @@ def _most_mistaken(mistakes: Counter[tuple[int, int]]) -> dict[int, tuple[int, i
     return most
 
 
-def percent(share: float | None) -> str:
+def _percent(share: float | None) -> str:
     """`share` in percent with two digits; a dash for None."""
     return "-" if share is None else f"{100 * share:.2f}%"
 

@@ -38,8 +38,8 @@ def objects(
     """What is found in each of `paths`, in order, one at a time: at most `top` objects of at least `min_score`.
 
     Of a folder all images below it count, see `image_files`. Both limits may ask for more than the detector was trained
-    to find. The images are numbered from 1 (`Found.image_id`). An
-    unreadable one raises BadImage, or with "skip" comes out as the BadImage in its place. Raises UserError.
+    to find. The images are numbered from 1 (`Found.image_id`). An unreadable one raises BadImage, or with "skip" comes
+    out as the BadImage in its place. Raises UserError.
     """
     if not 0 <= min_score <= 1 or top < 1:
         raise UserError(f"min_score is {min_score} and top is {top}; they must be from 0 to 1 and at least 1")
