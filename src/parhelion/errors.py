@@ -10,6 +10,10 @@ class UserError(ValueError):
     The command line prints the sentence and exits with code 2; no traceback is shown.
     """
 
+    def __init__(self, sentence: str) -> None:
+        # Names of files are part of many sentences, and need not be text.
+        super().__init__(printable(sentence))
+
 
 def printable(text: str) -> str:
     r"""`text` that any file and terminal of UTF-8 takes: bytes of a file name that are no text come as `\udcff`.

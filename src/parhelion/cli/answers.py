@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from parhelion.errors import printable
+
 if TYPE_CHECKING:
     from rich.text import Text
 
@@ -21,7 +23,7 @@ def json_array() -> Iterator[Callable[[Entry], None]]:
 
     def add(entry: Entry) -> None:
         nonlocal count
-        text = textwrap.indent(json.dumps(entry, indent=2, ensure_ascii=False), "  ")
+        text = textwrap.indent(printable(json.dumps(entry, indent=2, ensure_ascii=False)), "  ")
         print(",\n" if count else "[\n", text, sep="", end="", flush=True)
         count += 1
 
@@ -36,7 +38,7 @@ def json_array() -> Iterator[Callable[[Entry], None]]:
 
 def json_line(entry: Entry) -> None:
     """Print `entry` as JSON in one line."""
-    print(json.dumps(entry, ensure_ascii=False), flush=True)
+    print(printable(json.dumps(entry, ensure_ascii=False)), flush=True)
 
 
 def tab_separated(*cells: object) -> None:

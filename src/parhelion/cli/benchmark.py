@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from parhelion.cli.arguments import check_folder, make_folder, parsed
-from parhelion.errors import UserError
+from parhelion.errors import UserError, printable
 
 if TYPE_CHECKING:
     from parhelion.evaluate.networks import Network
@@ -78,7 +78,7 @@ def run(arguments: list[str]) -> None:
         say("")
         torch.set_num_threads(threads)
     if chosen.json:
-        print(json.dumps(report, indent=2, ensure_ascii=False))
+        print(printable(json.dumps(report, indent=2, ensure_ascii=False)))
     else:
         _show(report)
     if chosen.out is not None:

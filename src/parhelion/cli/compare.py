@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from parhelion.cli.arguments import parsed
-from parhelion.errors import UserError
+from parhelion.errors import UserError, printable
 
 if TYPE_CHECKING:
     from parhelion.evaluate.compare import Group
@@ -46,7 +46,7 @@ def run(arguments: list[str]) -> None:
     groups = grouped(read_runs(chosen.runs))
     compare_chart(groups, chosen.out)
     if chosen.json:
-        print(json.dumps([group.as_dict() for group in groups], indent=2, ensure_ascii=False))
+        print(printable(json.dumps([group.as_dict() for group in groups], indent=2, ensure_ascii=False)))
         return
     _show(groups)
     for sentence in notes(groups):

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from parhelion.cli.arguments import check_folder, check_writable, make_folder, parsed, refuse_options
-from parhelion.errors import UserError
+from parhelion.errors import UserError, printable
 from parhelion.train.record import RECIPE
 
 CLASSIFIER_BATCH, DETECTOR_BATCH = 128, 8
@@ -75,6 +75,7 @@ def run(arguments: list[str]) -> None:
 
 
 def _classifier(chosen: Arguments) -> None:
+    from parhelion.data.held_out import of_run
     from parhelion.data.sources import open_source
     from parhelion.evaluate.class_scores import CLASSES_WITH_MATRIX, class_scores
     from parhelion.evaluate.pictures import confusion_matrix
@@ -94,6 +95,10 @@ def _classifier(chosen: Arguments) -> None:
         in_chans=classifier.preprocessing.in_chans,
         splits=(chosen.split,),
     )
+    # Of a folder that the run split itself, what it was not trained on.
+    source = of_run(source, chosen.checkpoint if chosen.checkpoint.is_dir() else chosen.checkpoint.parent)
+    if not chosen.json:
+        print(source.line())
     if chosen.image_px:
         classifier = replace(classifier, preprocessing=replace(classifier.preprocessing, image_px=chosen.image_px))
     outcome = validate(
@@ -111,8 +116,8 @@ def _classifier(chosen: Arguments) -> None:
         make_folder("--out", chosen.out)
         confusion_matrix(outcome.confusion(len(names)), names, chosen.out / CONFUSION, title)
     if chosen.json:
-        facts = {"model": classifier.name, "data": chosen.data, "split": chosen.split}
-        print(_as_json({**facts, **scores, **by_class.as_dict()}))
+        facts = {"model": classifier.name, "data": chosen.data, "split": chosen.split, "remarks": source.remarks}
+        print(printable(_as_json({**facts, **scores, **by_class.as_dict()})))
     else:
         _show_skipped(title, scores["images"], outcome.skipped)
         print(f"loss   {scores['loss']:.4f}")
@@ -160,7 +165,7 @@ def _detector(chosen: Arguments) -> None:
         facts: dict[str, Any] = {"model": detector.name, "data": chosen.data, "split": chosen.split}
         facts["images"] = len(results.image_ids)
         left_out = {"skipped": len(results.skipped), "dropped": dropped}
-        print(json.dumps({**facts, **left_out, **scores.as_dict()}, indent=2, ensure_ascii=False))
+        print(printable(json.dumps({**facts, **left_out, **scores.as_dict()}, indent=2, ensure_ascii=False)))
     else:
         for kind, ids in dropped.items():
             print(f"left out: {len(ids)} {kind}")

@@ -11,7 +11,7 @@ import tyro
 
 from parhelion.cli.answers import Entry, Table, json_array, json_line, tab_separated
 from parhelion.cli.arguments import check_writable, make_folder, parsed, refuse_options
-from parhelion.errors import UserError, printable
+from parhelion.errors import UserError
 
 if TYPE_CHECKING:
     from parhelion.data.images import BadImage
@@ -197,7 +197,7 @@ def _objects_as_json(image: Path, found: "Found", detector: "Detector") -> dict[
         {"class": name, "score": round(score, 6), "box": [round(edge, 1) for edge in box]}
         for name, score, box in zip(*columns, strict=True)
     ]
-    return {"image": printable(str(image)), "height": h, "width": w, "objects": things}
+    return {"image": str(image), "height": h, "width": w, "objects": things}
 
 
 def _print_objects(entry: Entry) -> None:

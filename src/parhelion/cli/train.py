@@ -35,8 +35,9 @@ class Asked:
     """What a run needs besides its recipe."""
 
     data: str
-    """Images. To classify: a folder with train/ and val/ of class folders, `bundled`, `fashion-mnist`, or a dataset as
-    timm names it (torch/..., hfds/..., wds/..., tfds/...). To detect: coco:DIR, with annotations in COCO's format."""
+    """Images. To classify: a folder with train/ and val/ of class folders, or of class folders alone with --val-share;
+    `bundled`, `fashion-mnist`, or a dataset as timm names it (torch/..., hfds/..., wds/..., tfds/...). To detect:
+    coco:DIR, with annotations in COCO's format."""
     out: Path
     """Folder for recipe, metrics, weights and pictures; must not hold a run yet."""
     data_dir: Path | None = None
@@ -56,6 +57,8 @@ class Asked:
 class ClassificationArguments(Asked):
     """A run that trains a classifier."""
 
+    val_share: float | None = None
+    """Share of each class to hold out and validate on, such as 0.2, of a folder that holds the class folders itself."""
     recipe: ClassificationRecipe
 
 
@@ -84,8 +87,10 @@ def run(arguments: list[str]) -> None:
     chosen = _to_resume(arguments) if arguments[0].partition("=")[0] == "--resume" else _chosen(arguments)
     # Brings torch, which the help above need not wait for.
     task = import_module(f"parhelion.recipes.{chosen.recipe.task}")
+    own = {"val_share": chosen.val_share} if isinstance(chosen, ClassificationArguments) else {}
     task.train(
         chosen.recipe,
+        **own,
         data=chosen.data,
         out=chosen.out,
         data_dir=chosen.data_dir,
@@ -130,6 +135,7 @@ def _to_resume(arguments: list[str]) -> Arguments:
     chosen = parsed(Resumed, arguments, prog="parhelion train --resume DIR")
     saved = saved_recipe(chosen.resume)
     asked = {name: saved.pop(name, None) for name in ("data", "data_dir", "init_from")}
+    own = {name: saved.pop(name) for name in ("val_share",) if name in saved}
     # Runs of classification do not say so.
     kind: Any = KINDS.get(saved.pop("task", ClassificationRecipe.task))
     recipe_kind = get_type_hints(kind)["recipe"] if kind else Recipe
@@ -140,6 +146,7 @@ def _to_resume(arguments: list[str]) -> Arguments:
     if chosen.workers is not None:
         saved["workers"] = chosen.workers
     return kind(
+        **own,
         data=asked["data"],
         data_dir=Path(asked["data_dir"]) if asked["data_dir"] else None,
         init_from=asked["init_from"],

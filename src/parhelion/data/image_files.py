@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from parhelion.data.images import ENDINGS
-from parhelion.data.samples import few
+from parhelion.data.class_folders import Found, natural_order
+from parhelion.data.images import endings
 from parhelion.errors import UserError
 
 
@@ -20,10 +20,8 @@ class ImageFiles:
 
     def left_out(self) -> str | None:
         """A sentence about the files that are no images by their ending; None where there are none."""
-        if not self.others:
-            return None
-        counts = [f"{ending} ({count})" for ending, count in self.others.most_common()]
-        return f"left out files that do not end as images do, {self.others.total()} in all: {few(counts)}"
+        clauses = Found(others=self.others).left_out()
+        return f"left out: {', '.join(clauses)}" if clauses else None
 
 
 def image_files(paths: Sequence[Path], *, without: Path | None = None) -> ImageFiles:
@@ -35,7 +33,7 @@ def image_files(paths: Sequence[Path], *, without: Path | None = None) -> ImageF
 
     Raises UserError for a path that is not there, a folder without images, and one that cannot be read.
     """
-    files: list[Path] = []
+    files, image_endings = list[Path](), endings()
     others: Counter[str] = Counter()
     for path in paths:
         if not path.is_dir():
@@ -44,23 +42,22 @@ def image_files(paths: Sequence[Path], *, without: Path | None = None) -> ImageF
             files.append(path)
             continue
         inside = list(_inside(path, without))
-        images = [file for file in inside if file.suffix.lower() in ENDINGS]
-        endings = Counter(file.suffix.lower() or "no ending" for file in inside if file.suffix.lower() not in ENDINGS)
+        images = [file for file in inside if file.suffix.lower() in image_endings]
+        there = Counter(file.suffix.lower() for file in inside if file.suffix.lower() not in image_endings)
         if not images:
-            held = f", but files with {few([*endings])}" if endings else ""
-            raise UserError(f"there are no images in {path}{held}; images are files that end in {' '.join(ENDINGS)}")
+            held = f", but {', '.join(Found(others=there).left_out())}" if there else ""
+            wanted = " ".join(image_endings)
+            raise UserError(f"there are no images in {path}{held}; images are files that end in {wanted}")
         files += images
-        others += endings
+        others += there
     return ImageFiles(files=tuple(files), others=others)
 
 
 def _inside(folder: Path, without: Path | None) -> Iterator[Path]:
     """The files below `folder`, in natural order."""
-    # Takes seconds, and only folders need it.
-    from timm.utils.misc import natural_key
 
     def in_order(names: list[str]) -> list[str]:
-        return sorted((name for name in names if not name.startswith(".")), key=lambda name: (natural_key(name), name))
+        return sorted((name for name in names if not name.startswith(".")), key=natural_order)
 
     def refuse(error: OSError) -> None:
         raise UserError(f"cannot read the folder {error.filename}: {error.strerror}") from error

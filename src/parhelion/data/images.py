@@ -1,14 +1,21 @@
 """One image file, whatever its format, as 8-bit RGB or grey."""
 
+import os
 import struct
+import threading
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
 from typing import IO, TypeAlias
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
+from parhelion.data.metadata import stripped, upright
 from parhelion.errors import UserError
 
 BinaryFile: TypeAlias = IO[bytes] | BytesIO
@@ -19,6 +26,13 @@ WHITE = 65535
 
 ENDINGS = (".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 """What marks a file as an image, in any case."""
+
+HEIF_ENDINGS = (".heic", ".heif")
+HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+HEIF_ADVICE = "convert such images to JPEG or PNG, or install what reads them: pip install pillow-heif"
+
+# Pillow takes 4 bytes for a pixel in colour, and as many for the copy that is turned or in another mode.
+BYTES_PER_PIXEL = 8
 
 # What Pillow's decoders raise on damaged files.
 DECODING_ERRORS = (
@@ -31,6 +45,7 @@ DECODING_ERRORS = (
     EOFError,
     AttributeError,
     RuntimeError,
+    MemoryError,
     struct.error,
     zlib.error,
     Image.DecompressionBombError,
@@ -59,9 +74,10 @@ class BadImage(UserError):  # noqa: N818
 def open_image(file: str | Path | BinaryFile, in_chans: int = 3, *, name: str | None = None) -> Image.Image:
     """The image in `file`, fully decoded: mode RGB for `in_chans` 3, L (grey) for 1.
 
-    Any format that Pillow reads; the first frame of an animation; upright (EXIF orientation applied). See `as_mode`
-    for what becomes of transparency, 16-bit grey and CMYK. `name` is what an error calls the file (default: its
-    path). Raises BadImage.
+    Any format that Pillow reads, and HEIF where pillow-heif is installed; the first frame of an animation; upright
+    (EXIF orientation applied). Damaged metadata is left out; damaged pixels are not. Pillow's limit of 179 million
+    pixels does not hold here; the memory of the machine does. See `as_mode` for what becomes of transparency, 16-bit
+    grey and CMYK. `name` is what an error calls the file (default: its path). Raises BadImage.
     """
     if isinstance(file, str | Path):
         name = name or str(file)
@@ -70,14 +86,29 @@ def open_image(file: str | Path | BinaryFile, in_chans: int = 3, *, name: str | 
                 return open_image(stream, in_chans, name=name)
         except OSError as error:
             raise _bad(name, error) from error
+    check_channels(in_chans)
     name = name or _file_name(file)
     try:
-        with Image.open(file) as image:
-            return as_mode(image, in_chans, name=name)
-    except BadImage:
-        raise
+        with _opened(file) as image:
+            return _in_mode(image, in_chans)
     except DECODING_ERRORS as error:
-        raise _bad(name, error) from error
+        return _without_metadata(file, in_chans, name, error)
+
+
+def _without_metadata(file: BinaryFile, in_chans: int, name: str | None, error: Exception) -> Image.Image:
+    """The image in `file`, which Pillow refused with `error`, read without metadata. Raises BadImage."""
+    try:
+        file.seek(0)
+        bare = stripped(file.read())
+        if bare is not None:
+            with _opened(BytesIO(bare.data)) as image:
+                if bare.exif is not None:
+                    image.info["exif"] = bare.exif
+                return _in_mode(image, in_chans)
+    except DECODING_ERRORS:
+        # What is wrong is in what is left, and was said already.
+        pass
+    raise _bad(name, error) from error
 
 
 def as_mode(image: Image.Image, in_chans: int = 3, *, name: str | None = None) -> Image.Image:
@@ -87,35 +118,112 @@ def as_mode(image: Image.Image, in_chans: int = 3, *, name: str | None = None) -
     16-bit, as Pillow writes it. Raises BadImage, which names `name`, when the pixels cannot be decoded or have no
     agreed white (floating point, integers beyond 16 bits).
     """
-    if in_chans not in MODES:
-        raise UserError(f"in_chans is {in_chans}, but images are read with 3 channels (RGB) or 1 (grey)")
+    check_channels(in_chans)
     try:
-        if 0 in image.size:
-            raise ValueError(f"it is {image.width} x {image.height} pixels")
-        image.load()
-        image = _upright(image)
-        if image.mode == "F":
-            raise ValueError("its values are floating point, with no agreed white; save it with 8 or 16 bits")
-        if image.mode.startswith("I"):
-            image = _eight_bits(image)
-        if image.has_transparency_data:
-            image = _over_white(image)
-        if image.mode == "LAB":
-            # Pillow knows no direct way from LAB to grey.
-            image = image.convert("RGB")
-        return image if image.mode == MODES[in_chans] else image.convert(MODES[in_chans])
-    except UserError:
-        raise
+        return _in_mode(image, in_chans)
     except DECODING_ERRORS as error:
         raise _bad(name, error) from error
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def check_channels(in_chans: int) -> None:
+    """Raise UserError where images cannot be read with so many channels."""
+    if in_chans not in MODES:
+        raise UserError(f"in_chans is {in_chans}, but images are read with 3 channels (RGB) or 1 (grey)")
+
+
+def _in_mode(image: Image.Image, in_chans: int) -> Image.Image:
+    """`image` as `as_mode` returns it; whatever Pillow raises, and ValueError with the reason."""
+    if 0 in image.size:
+        raise ValueError(f"it is {image.width} x {image.height} pixels")
+    _load(image)
+    image = upright(image)
+    if image.mode == "F":
+        raise ValueError("its values are floating point, with no agreed white; save it with 8 or 16 bits")
+    if image.mode.startswith("I"):
+        image = _eight_bits(image)
+    if image.has_transparency_data:
+        image = _over_white(image)
+    if image.mode == "LAB":
+        # Pillow knows no direct way from LAB to grey.
+        image = image.convert("RGB")
+    return image if image.mode == MODES[in_chans] else image.convert(MODES[in_chans])
+
+
+def _opened(file: BinaryFile) -> Image.Image:
+    """`file` as Pillow opens it, whatever its size, without its pixels yet."""
     try:
-        return ImageOps.exif_transpose(image)
-    except SyntaxError:
-        # The EXIF block is not one, so that it says nothing about the orientation; the pixels are in order.
+        return Image.open(file)
+    except Image.DecompressionBombError:
+        file.seek(0)
+        with _any_size():
+            image = Image.open(file)
+        _check_memory(image.size)
         return image
+    except UnidentifiedImageError:
+        file.seek(0)
+        beginning = file.read(12)
+        if beginning[4:8] != b"ftyp" or beginning[8:] not in HEIF_BRANDS:
+            raise
+        if not reads_heif():
+            raise ValueError(f"it is a HEIF image, which Pillow cannot read alone; {HEIF_ADVICE}") from None
+        import_module("pillow_heif").register_heif_opener()
+        file.seek(0)
+        return Image.open(file)
+
+
+def _load(image: Image.Image) -> None:
+    """Decode the pixels of `image`, whatever its size; some formats compare it with Pillow's limit here, too."""
+    try:
+        image.load()
+    except Image.DecompressionBombError:
+        with _any_size():
+            image.load()
+
+
+_limit = threading.Lock()
+
+
+@contextmanager
+def _any_size() -> Iterator[None]:
+    """Let Pillow read images of any size in this block.
+
+    Pillow refuses them because a stranger's file could fill the memory. Here the user has named the files. Its limit
+    is a variable of its module, so it is lifted for as short as possible, and never by two threads at once.
+    """
+    with _limit:
+        before = Image.MAX_IMAGE_PIXELS
+        Image.MAX_IMAGE_PIXELS = None
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
+
+
+def _check_memory(size: tuple[int, int]) -> None:
+    needed, memory = size[0] * size[1] * BYTES_PER_PIXEL, _memory()
+    if memory is not None and needed > memory:
+        raise ValueError(
+            f"it is {size[0]} x {size[1]} pixels, which take {needed / 2**30:.1f} GiB to read, but this machine has "
+            f"{memory / 2**30:.1f} GiB; scale it down"
+        )
+
+
+def _memory() -> int | None:
+    """The memory of this machine in bytes; None where the system does not say."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):
+        return None
+
+
+def reads_heif() -> bool:
+    """Whether HEIF images can be read: the package pillow-heif is installed."""
+    return find_spec("pillow_heif") is not None
+
+
+def endings() -> tuple[str, ...]:
+    """What marks a file in a folder as an image, in any case: `ENDINGS`, and those of HEIF where it can be read."""
+    return ENDINGS + HEIF_ENDINGS if reads_heif() else ENDINGS
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:

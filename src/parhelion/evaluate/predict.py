@@ -12,7 +12,7 @@ from parhelion.data.image_files import image_files
 from parhelion.data.images import BadImage, open_image
 from parhelion.data.loaders import OnBadImage, refuses
 from parhelion.data.transforms import eval_transform
-from parhelion.errors import UserError, printable
+from parhelion.errors import UserError
 from parhelion.evaluate.saved import Classifier
 
 
@@ -75,7 +75,7 @@ def _probable(classifier: Classifier, images: list[Tensor], top: int) -> list[tu
 
 def _prediction(classifier: Classifier, path: Path, probability: Tensor, index: Tensor) -> Prediction:
     return Prediction(
-        image=printable(str(path)),
+        image=str(path),
         classes=tuple(classifier.class_names[i] for i in index.tolist()),
         probabilities=tuple(probability.tolist()),
     )

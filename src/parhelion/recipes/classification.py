@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from parhelion.data.balance import class_numbers, class_weights
+from parhelion.data.folders import FolderImages
+from parhelion.data.held_out import HELD_OUT, check_same, record
 from parhelion.data.samples import Share
 from parhelion.data.sources import Source, open_source
 from parhelion.errors import UserError
@@ -46,6 +48,7 @@ def train(  # noqa: PLR0913  every argument is the user's choice
     out: str | Path,
     data_dir: Path | None = None,
     download: bool = False,
+    val_share: float | None = None,
     init_from: str | None = None,
     resume: bool = False,
     track: Sequence[str] = (),
@@ -53,6 +56,8 @@ def train(  # noqa: PLR0913  every argument is the user's choice
 ) -> dict[str, Any]:
     """Train `recipe` on the source `data` and leave recipe, metrics, weights and pictures in the folder `out`.
 
+    val_share: Share of each class to hold out and validate on, of a folder that holds the class folders itself; which
+        images these are is kept in held_out.json.
     init_from: Weights to start from: a run, a .safetensors file, hf-hub:OWNER/NAME or timm:NAME; what was loaded,
         adapted and dropped is printed, and kept in init.json.
     resume: Go on with the run in `out`, from its last good checkpoint; where `out` holds none, begin one.
@@ -71,6 +76,7 @@ def train(  # noqa: PLR0913  every argument is the user's choice
         out=Path(out),
         data_dir=data_dir,
         download=download,
+        val_share=val_share,
         init_from=init_from,
         resume=resume,
         track=track,
@@ -133,8 +139,16 @@ class Classification(running.Task):
     def __init__(self, recipe: ClassificationRecipe, request: running.Request) -> None:
         self.recipe = recipe
         self.source: Source = open_source(
-            request.data, data_dir=request.data_dir, download=request.download, in_chans=recipe.in_chans
+            request.data,
+            data_dir=request.data_dir,
+            download=request.download,
+            in_chans=recipe.in_chans,
+            val_share=request.val_share,
         )
+        self._val_share = request.val_share
+        begun = request.out / HELD_OUT
+        if request.resume and request.val_share is not None and begun.is_file():
+            check_same(cast("FolderImages", self.source.images("val")), begun)
         self.title = f"{recipe.model} on {self.source.name}"
         self._classifier: Classifier | None = None
         self._val_loader: DataLoader[Any] | None = None
@@ -153,6 +167,14 @@ class Classification(running.Task):
 
     def images(self, accelerator: Accelerator) -> Mapping[str, Any]:
         return image_facts(self.recipe, self.source, accelerator)
+
+    def images_line(self) -> str | None:
+        return self.source.line()
+
+    def image_files(self) -> Mapping[str, Any]:
+        if self._val_share is None:
+            return {}
+        return {HELD_OUT: record(cast("FolderImages", self.source.images("val")), self._val_share)}
 
     def build(self) -> ResNet:
         return cast("ResNet", self.classifier.model)

@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from parhelion.data.loaders import go_to
-from parhelion.errors import UserError
+from parhelion.errors import UserError, printable
 from parhelion.models.adapt import Adaptation
 from parhelion.recipes.keeping import Begun, Keeping, begin
 from parhelion.recipes.lone_images import LoneImages, Size
@@ -36,6 +36,7 @@ class Request:
     out: Path
     data_dir: Path | None = None
     download: bool = False
+    val_share: float | None = None
     init_from: str | None = None
     resume: bool = False
     track: Sequence[str] = ()
@@ -47,6 +48,8 @@ class Request:
             "data": self.data,
             "data_dir": self.data_dir and str(self.data_dir),
             "init_from": self.init_from,
+            # Where it is not given, recipes are as they were before it existed.
+            **({} if self.val_share is None else {"val_share": self.val_share}),
         }
 
 
@@ -73,6 +76,14 @@ class Task(ABC):
     @abstractmethod
     def images(self, accelerator: Accelerator) -> Mapping[str, Any]:
         """What tells the run's images from others without reading them, ready for JSON."""
+
+    def images_line(self) -> str | None:
+        """What was found, in a line to begin with; None where there is nothing to say."""
+        return None
+
+    def image_files(self) -> Mapping[str, Any]:
+        """By name, what files of JSON in the run's folder say about its images."""
+        return {}
 
     @abstractmethod
     def build(self) -> nn.Module:
@@ -167,6 +178,7 @@ def run(recipe: Recipe, request: Request, task: Callable[[], Task]) -> dict[str,
     lone.check(doing.images(accelerator)["train_images"], note)
     running = Running(recipe, begun, doing, ready, why_not=lone.why_not, quiet=quiet)
     state = running.open(seed=recipe.seed, updates_per_epoch=plan.updates_per_epoch)
+    running.note_images()
     if adaptation is not None:
         running.note_start(adaptation)
     with running.trackers(request.track), StopRequest() as stop:
@@ -193,6 +205,14 @@ class Running(Keeping):
         if self.record is not None:
             write_json(self.record.folder / INIT, adaptation.as_dict())
         for line in adaptation.lines():
+            self._progress.line(line)
+
+    def note_images(self) -> None:
+        """Say which images were found, and keep what finds them again."""
+        if self.record is not None and not self.begun.resumed:
+            for name, content in self.task.image_files().items():
+                write_json(self.record.folder / name, content)
+        if line := self.task.images_line():
             self._progress.line(line)
 
     def trackers(self, names: Sequence[str]) -> Trackers:
@@ -285,7 +305,7 @@ class Running(Keeping):
 
 
 def _warn(sentence: str) -> None:
-    print(f"parhelion: {sentence}", file=sys.stderr, flush=True)
+    print(printable(f"parhelion: {sentence}"), file=sys.stderr, flush=True)
 
 
 def _silent(_sentence: str) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from parhelion.errors import UserError
+from parhelion.errors import UserError, printable
 from parhelion.train.atomic import flush_to_disk, write_json, write_text
 
 RECIPE = "recipe.json"
@@ -21,7 +21,10 @@ FREE = ("workers", "keep", "checkpoint_updates", "data_dir")
 
 
 def check_out(folder: Path) -> None:
-    """Raise UserError where `folder` cannot become a new run: it holds one already, or is a file."""
+    """Raise UserError where `folder` cannot become a new run: it holds one already, is a file, or no text."""
+    if printable(str(folder)) != str(folder):
+        # Safetensors would write there, and not read what it wrote.
+        raise UserError(f"--out {folder} is a name that is not UTF-8; name another folder")
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--out {folder} is a file; name a folder that does not exist yet")
     for name in (RECIPE, METRICS, WEIGHTS):
@@ -63,6 +66,8 @@ def check_same_recipe(
     defaults: what a run had where its recipe is older than a field.
     """
     saved, ours = saved_recipe(folder), json.loads(json.dumps(dict(recipe)))
+    # A share of the images to hold out is written only where it is given.
+    ours.setdefault("val_share", None)
     saved = {**json.loads(json.dumps(dict(defaults))), **saved}
     unknown = sorted(saved.keys() - ours.keys())
     if unknown:

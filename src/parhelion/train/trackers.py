@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 from accelerate import PartialState
 from accelerate.tracking import GeneralTracker, TensorBoardTracker, WandBTracker
 
-from parhelion.errors import UserError, nearest
+from parhelion.errors import UserError, nearest, printable
 from parhelion.train.atomic import write_text
 
 NAMES = ("tensorboard", "wandb")
@@ -105,8 +105,8 @@ def _tensorboard(folder: Path, run_name: str, config: Mapping[str, Any], past: P
         raise UserError(f"cannot write {folder / TENSORBOARD}: {error.strerror or error}") from error
     if not past:
         # Markdown takes indented lines for code.
-        text = json.dumps(config, indent=4, ensure_ascii=False)
-        tracker.writer.add_text(run_name, "\n".join(f"    {line}" for line in text.splitlines()))
+        text = printable(json.dumps(config, indent=4, ensure_ascii=False))
+        tracker.writer.add_text(printable(run_name), "\n".join(f"    {line}" for line in text.splitlines()))
     return tracker
 
 
@@ -126,8 +126,8 @@ def _wandb(folder: Path, run_name: str, config: Mapping[str, Any], past: Past) -
         os.environ.get("WANDB_PROJECT", "parhelion"),
         dir=str(folder),
         id=identity,
-        name=run_name,
-        config=dict(config),
+        name=printable(run_name),
+        config={name: printable(value) if isinstance(value, str) else value for name, value in config.items()},
         # Offline it has no say, and W&B would complain.
         resume=None if _is_offline() else "allow",
         # What the run prints stays with the run.
