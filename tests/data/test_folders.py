@@ -245,7 +245,7 @@ def test_what_was_found_and_left_out_is_one_line(pets: Path) -> None:
     assert (
         f"; left out in '{pets / 'train'}': 7 files whose ending is not that of an image: .jpe (3), .heic (2)" in line
     )
-    assert ", .tga (1), no ending (1) (convert such images to JPEG or PNG, or install" in line
+    assert ", .tga (1), no ending (1) (.heic: convert such images to JPEG or PNG, or install" in line
     assert "pip install pillow-heif), 1 image beside the class folders; left out in" in line
     assert line.endswith(f"'{pets / 'val'}': 1 file whose ending is not that of an image: .txt (1)")
     assert open_source("bundled").line() == "bundled: 10 classes, images: 10,000 in train, 2,000 in val"

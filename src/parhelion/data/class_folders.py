@@ -30,7 +30,7 @@ class Found:
         clauses = []
         if self.others:
             counts = ", ".join(f"{ending or 'no ending'} ({count})" for ending, count in self.others.most_common())
-            advice = f" ({HEIF_ADVICE})" if any(self.others[ending] for ending in HEIF_ENDINGS) else ""
+            advice = f" (.heic: {HEIF_ADVICE})" if any(self.others[ending] for ending in HEIF_ENDINGS) else ""
             clauses.append(
                 f"{counted(self.others.total(), 'file')} whose ending is not that of an image: {counts}{advice}"
             )

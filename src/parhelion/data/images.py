@@ -31,6 +31,9 @@ HEIF_ENDINGS = (".heic", ".heif")
 HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 HEIF_ADVICE = "convert such images to JPEG or PNG, or install what reads them: pip install pillow-heif"
 
+# The second where warnings are errors.
+BEYOND_LIMIT = (Image.DecompressionBombError, Image.DecompressionBombWarning)
+
 # Pillow takes 4 bytes for a pixel in colour, and as many for the copy that is turned or in another mode.
 BYTES_PER_PIXEL = 8
 
@@ -153,7 +156,7 @@ def _opened(file: BinaryFile) -> Image.Image:
     """`file` as Pillow opens it, whatever its size, without its pixels yet."""
     try:
         return Image.open(file)
-    except Image.DecompressionBombError:
+    except BEYOND_LIMIT:
         file.seek(0)
         with _any_size():
             image = Image.open(file)
@@ -175,7 +178,7 @@ def _load(image: Image.Image) -> None:
     """Decode the pixels of `image`, whatever its size; some formats compare it with Pillow's limit here, too."""
     try:
         image.load()
-    except Image.DecompressionBombError:
+    except BEYOND_LIMIT:
         with _any_size():
             image.load()
 

@@ -209,9 +209,11 @@ class Running(Keeping):
 
     def note_images(self) -> None:
         """Say which images were found, and keep what finds them again."""
-        if self.record is not None and not self.begun.resumed:
+        if self.record is not None:
             for name, content in self.task.image_files().items():
-                write_json(self.record.folder / name, content)
+                # A run that goes on has it, unless it was killed before.
+                if not (self.record.folder / name).exists():
+                    write_json(self.record.folder / name, content)
         if line := self.task.images_line():
             self._progress.line(line)
 
