@@ -24,6 +24,8 @@ WRONG = [
     ("label_smoothing", 1.0),
     ("drop_path", 1.0),
     ("dropout", -0.5),
+    ("class_weights", "inverse"),
+    ("sampling", "random"),
     ("image_px", 0),
     ("in_chans", 2),
     ("mean", (0.5, 0.5)),
@@ -163,6 +165,13 @@ def test_an_average_far_longer_than_the_run_is_told(quick, decay, updates, fitti
         (sentence,) = found
         assert sentence.startswith(f"ema_decay is {decay}, an average over {1 / (1 - decay):.0f} updates, but")
         assert sentence.endswith(f"ends after {updates} updates; ema_decay {fitting}, acts in full there")
+
+
+def test_rare_classes_are_favoured_in_one_way_only():
+    quick_recipe(class_weights="balanced").check()
+    quick_recipe(sampling="balanced").check()
+    with pytest.raises(UserError, match="class_weights and sampling are both balanced, which favours"):
+        quick_recipe(class_weights="balanced", sampling="balanced").check()
 
 
 @pytest.mark.parametrize("kind", [ClassificationRecipe, DetectionRecipe])

@@ -1,27 +1,37 @@
 """`parhelion evaluate DIR_OR_CHECKPOINT --data SOURCE`."""
 
 import json
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
-from parhelion.cli.arguments import check_writable, parsed, refuse_options
+from parhelion.cli.arguments import check_folder, check_writable, make_folder, parsed, refuse_options
 from parhelion.errors import UserError, printable
+from parhelion.train.record import RECIPE
 
 CLASSIFIER_BATCH, DETECTOR_BATCH = 128, 8
+CONFUSION = "confusion_matrix.png"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
-    """Score a trained classifier or detector on the validation images of a source."""
+    """Score a trained classifier or detector on the validation images of a source, or on another split.
+
+    Of a classifier: loss, top-1 and top-5; precision, recall and F1 of each class; the confusion matrix. Of a detector:
+    COCO's numbers for boxes and masks.
+    """
 
     checkpoint: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR_OR_CHECKPOINT")]
     """Run folder or .safetensors file that parhelion train wrote."""
     data: str
     """Images. Of a classifier: a folder with val/ of class folders, `bundled`, `fashion-mnist`, or a dataset as timm
     names it (torch/..., hfds/..., wds/..., tfds/...). Of a detector: coco:DIR. The classes must be the checkpoint's."""
+    split: Literal["train", "val", "test"] = "val"
+    """Which images: val: those that training evaluates on (val/, validation/, valid/ or test/, the first there is);
+    test: those of test/; train: the training images, as they are."""
     data_dir: Path | None = None
     """Where fashion-mnist or a torch/, hfds/, wds/ or tfds/ dataset lies on disk."""
     download: bool = False
@@ -40,10 +50,12 @@ class Arguments:
     exif: Literal["upright", "stored"] | None = None
     """How a detector's photos are read that EXIF says were taken with the camera turned; upright: turned as it says;
     stored: as their pixels are stored, for annotations made that way; if not given, as in training."""
+    out: Path | None = None
+    """A classifier's confusion matrix is drawn into this folder, as confusion_matrix.png."""
     results: Path | None = None
     """A detector's findings go to this file, as COCO's results."""
     json: bool = False
-    """Print the scores as JSON."""
+    """Print the scores as JSON, those of every class and the confusion matrix with them."""
 
 
 def run(arguments: list[str]) -> None:
@@ -54,11 +66,12 @@ def run(arguments: list[str]) -> None:
     if chosen.image_px < 0:
         raise UserError(f"image_px is {chosen.image_px}; it must be at least 1, or 0 for that of training")
     check_writable("--results", chosen.results)
+    _check_out(chosen.out)
     # Brings torch, which a help text need not wait for.
     from parhelion.evaluate.saved_detector import holds_detector
 
     if holds_detector(chosen.checkpoint):
-        refuse_options(chosen, "a classifier", data_dir=None, download=False)
+        refuse_options(chosen, "a classifier", data_dir=None, download=False, out=None)
         _detector(chosen)
     else:
         refuse_options(chosen, "a detector", results=None, on_bad_annotation="refuse", exif=None)
@@ -68,16 +81,23 @@ def run(arguments: list[str]) -> None:
 def _classifier(chosen: Arguments) -> None:
     from parhelion.data.held_out import of_run
     from parhelion.data.sources import open_source
+    from parhelion.evaluate.class_scores import CLASSES_WITH_MATRIX, class_scores
+    from parhelion.evaluate.pictures import confusion_matrix
     from parhelion.evaluate.saved import load_classifier, on_fastest_device
     from parhelion.evaluate.validate import validate
 
     classifier = on_fastest_device(load_classifier(chosen.checkpoint))
+    names = classifier.class_names
+    if chosen.out is not None and len(names) > CLASSES_WITH_MATRIX:
+        raise UserError(
+            f"--out draws the confusion matrix of up to {CLASSES_WITH_MATRIX} classes; this has {len(names)}"
+        )
     source = open_source(
         chosen.data,
         data_dir=chosen.data_dir,
         download=chosen.download,
         in_chans=classifier.preprocessing.in_chans,
-        splits=("val",),
+        splits=(chosen.split,),
     )
     # Of a folder that the run split itself, what it was not trained on.
     source = of_run(source, chosen.checkpoint if chosen.checkpoint.is_dir() else chosen.checkpoint.parent)
@@ -88,20 +108,28 @@ def _classifier(chosen: Arguments) -> None:
     outcome = validate(
         classifier,
         source,
+        split=chosen.split,
         batch=CLASSIFIER_BATCH if chosen.batch is None else chosen.batch,
         workers=chosen.workers,
         on_bad_image=chosen.on_bad_image,
         quiet=chosen.json,
     )
-    scores = outcome.metrics()
+    scores, title = outcome.metrics(), _title(classifier.name, source.name, chosen.split)
+    by_class = class_scores(outcome, names)
+    if chosen.out is not None:
+        make_folder("--out", chosen.out)
+        confusion_matrix(outcome.confusion(len(names)), names, chosen.out / CONFUSION, title)
     if chosen.json:
-        facts = {"model": classifier.name, "data": chosen.data, "remarks": source.remarks}
-        print(printable(json.dumps({**facts, **scores}, indent=2)))
+        facts = {"model": classifier.name, "data": chosen.data, "split": chosen.split, "remarks": source.remarks}
+        print(printable(_as_json({**facts, **scores, **by_class.as_dict()})))
     else:
-        _show_skipped(f"{classifier.name} on {source.name}", scores["images"], outcome.skipped)
+        _show_skipped(title, scores["images"], outcome.skipped)
         print(f"loss   {scores['loss']:.4f}")
         print(f"top-1  {100 * scores['top1']:.2f}%")
         print(f"top-5  {100 * scores['top5']:.2f}%")
+        print(f"\n{by_class.text()}")
+        if chosen.out is not None:
+            print(f"\nthe confusion matrix is in {chosen.out / CONFUSION}")
 
 
 def _detector(chosen: Arguments) -> None:
@@ -115,17 +143,19 @@ def _detector(chosen: Arguments) -> None:
     source = open_coco(
         chosen.data,
         in_chans=detector.in_chans,
-        splits=("val",),
+        splits=(chosen.split,),
         masks=detector.masks,
         on_bad_annotation=chosen.on_bad_annotation,
         exif=chosen.exif or detector.exif,
     )
-    assert source.val is not None
+    images = getattr(source, chosen.split, None)
+    if images is None:
+        raise UserError(f"{source.name} cannot be evaluated on its split {chosen.split}; use val or train")
     if chosen.image_px:
         detector = with_image_px(detector, chosen.image_px)
     results = detect(
         detector,
-        source.val,
+        images,
         source=source.name,
         batch=DETECTOR_BATCH if chosen.batch is None else chosen.batch,
         workers=chosen.workers,
@@ -134,17 +164,41 @@ def _detector(chosen: Arguments) -> None:
     )
     if chosen.results is not None:
         write_json(chosen.results, results.entries)
-    scores = results.scores(source.val, masks=detector.masks)
-    dropped = {kind: list(ids) for kind, ids in source.val.dropped.items()}
+    scores = results.scores(images, masks=detector.masks)
+    dropped = {kind: list(ids) for kind, ids in images.dropped.items()}
     if chosen.json:
-        facts: dict[str, Any] = {"model": detector.name, "data": chosen.data, "images": len(results.image_ids)}
-        left_out = {"skipped": len(results.skipped), "dropped": dropped, "notes": source.val.report.notes()}
+        facts: dict[str, Any] = {"model": detector.name, "data": chosen.data, "split": chosen.split}
+        facts["images"] = len(results.image_ids)
+        left_out = {"skipped": len(results.skipped), "dropped": dropped, "notes": images.report.notes()}
         print(printable(json.dumps({**facts, **left_out, **scores.as_dict()}, indent=2, ensure_ascii=False)))
     else:
-        for sentence in source.val.report.notes():
+        for sentence in images.report.notes():
             print(sentence)
-        _show_skipped(f"{detector.name} on {source.name}", len(results.image_ids), results.skipped)
+        _show_skipped(_title(detector.name, source.name, chosen.split), len(results.image_ids), results.skipped)
         print(scores.text())
+
+
+def _check_out(folder: Path | None) -> None:
+    """Raise UserError, before anything is evaluated, where pictures could not be written or would replace a run's."""
+    if folder is None:
+        return
+    check_folder("--out", folder)
+    if (folder / RECIPE).exists():
+        raise UserError(f"--out {folder} holds a run, whose pictures would be written over; name another folder")
+
+
+def _title(model: str, source: str, split: str) -> str:
+    return f"{model} on {source}" + (f", split {split}" if split != "val" else "")
+
+
+def _as_json(facts: dict[str, Any]) -> str:
+    """`facts` as JSON with indents, a list of numbers on one line: a row of a matrix."""
+    # Text holds no line breaks in JSON, so that only lists match.
+    return re.sub(
+        r"\[\n[\d,\s]+\]",
+        lambda row: " ".join(row[0].split()).replace("[ ", "[").replace(" ]", "]"),
+        json.dumps(facts, indent=2, ensure_ascii=False),
+    )
 
 
 def _show_skipped(title: str, images: Any, skipped: Any) -> None:

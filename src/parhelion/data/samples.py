@@ -73,6 +73,10 @@ class Stream(IterableDataset[Sample]):
         """Make the next pass that of `epoch`, each with an order of its own, without its first `batches` batches."""
 
     @abstractmethod
+    def in_order(self) -> "Stream":
+        """The same samples for evaluation, each of them once, in the order in which they are stored."""
+
+    @abstractmethod
     def reader_number(self) -> int:
         """The number, among all readers, of the one whose part the process that calls this reads."""
 
@@ -91,6 +95,18 @@ class Stream(IterableDataset[Sample]):
 def val_name(present: Collection[str]) -> str | None:
     """What the evaluation split is called among `present`, if it is there."""
     return next((name for name in VAL_NAMES if name in present), None)
+
+
+def split_name(split: Split, present: Collection[str]) -> str | None:
+    """What `split` is called among `present`, if it is there."""
+    if split == "val":
+        return val_name(present)
+    return split if split in present else None
+
+
+def split_names(split: Split) -> str:
+    """What `split` may be called, for a sentence."""
+    return " or ".join(VAL_NAMES) if split == "val" else split
 
 
 def numbered(count: int) -> tuple[str, ...]:

@@ -36,15 +36,15 @@ def open_source(
 ) -> Source:
     """The asked splits of what `spec` names; the images come in RGB (`in_chans` 3) or grey (1).
 
-    `bundled`: the images that come with Parhelion, evaluated on the test images.
+    `bundled`: the images that come with Parhelion, evaluated on the test images; they are the split `test`, too.
 
     `fashion-mnist`: all 70,000 images of which those are a part, from Debian's package dataset-fashion-mnist or from
     `data_dir`, a folder with the same four files or with torchvision's download, which `download` fetches.
 
     A folder with `train/` and one of `val/`, `validation/`, `valid/`, `test/` (the first that exists; in any case),
-    in each a folder per class; for the evaluation split alone, also a folder that holds the class folders itself. With
-    `val_share` such a folder is split: that share of each class is held out, see `held_out`. A folder called `bundled`
-    is `./bundled`; so with `fashion-mnist`.
+    in each a folder per class; for the evaluation split alone, also a folder that holds the class folders itself. The
+    split `test` is always `test/`. With `val_share` a folder of class folders is split: that share of each class is
+    held out, see `held_out`. A folder called `bundled` is `./bundled`; so with `fashion-mnist`.
 
     `torch/NAME`, `hfds/NAME`, `wds/NAME`, `tfds/NAME`: as timm spells them. These read from `data_dir` (torch, wds:
     required) and fetch what is missing if `download` (hfds: always).

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -27,6 +27,7 @@ from parhelion.recipes import running
 from parhelion.recipes.detection_album import CURVES, SHEET, draw_sheet
 from parhelion.recipes.detection_recipe import DetectionRecipe
 from parhelion.recipes.ingredients import check_same_images, choices_in_words, place, until_stopped
+from parhelion.recipes.lone_images import Size
 from parhelion.train import loop
 from parhelion.train.stopping import StopRequest
 
@@ -150,6 +151,15 @@ class Detection(running.Task):
 
     def initialise(self, spec: str) -> Adaptation:
         return initialise_detector(self.detector.model, spec, class_names=self.source.class_names)
+
+    def backbone(self, model: nn.Module) -> nn.Module:
+        return cast("nn.Module", model.backbone)
+
+    def padded(self, size: Size) -> Size:
+        # As torchvision pads a batch, so that every map is half as large as the one before.
+        step = cast("Any", self.detector.model).transform.size_divisible
+        h, w = (-(-side // step) * step for side in size)
+        return h, w
 
     def train_loader(self, accelerator: Accelerator) -> DataLoader[Any]:
         recipe = self.recipe

@@ -10,6 +10,7 @@ from cli.command_line import printed
 from cli.quick_words import QUICK, TRAIN
 from pycocotools.coco import COCO
 from recipes.colour_folders import truncate
+from recipes.tiny_scenes import TRAIN as TRAIN_IMAGES
 from recipes.tiny_scenes import VAL, annotations_of, change, draw_nothing, tiny_scenes
 
 from parhelion.cli import main
@@ -49,6 +50,13 @@ def test_evaluate_gives_cocos_numbers_by_class_and_by_overlap_as_json(capsys, ru
         assert fmean(by_overlap.values()) == pytest.approx(scores[kind]["ap"])
         assert list(by_class) == ["green", "red", "blue"]
         assert fmean(by_class.values()) == pytest.approx(scores[kind]["ap"])
+
+
+def test_evaluate_takes_the_training_images(capsys, run, data):
+    scores = json.loads(printed(capsys, "evaluate", run, "--data", data, "--split", "train", "--json"))
+    assert (scores["split"], scores["images"]) == ("train", TRAIN_IMAGES)
+    text = printed(capsys, "evaluate", run, "--data", data, "--split", "train")
+    assert f"on {data}, split train: {TRAIN_IMAGES} images" in text
 
 
 def test_results_are_what_pycocotools_loads_and_scores_alike(capsys, run, data, tmp_path):
