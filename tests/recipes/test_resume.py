@@ -19,6 +19,7 @@ from parhelion.evaluate import classify
 from parhelion.recipes import album
 from parhelion.recipes.classification import train
 from parhelion.train import checkpoints
+from parhelion.train.lock import LOCK, RunLock
 from parhelion.train.stopping import Stopped
 
 # All that draws random numbers or remembers, at once.
@@ -176,6 +177,37 @@ def test_a_finished_run_and_another_recipe_are_not_gone_on_with(data, whole):
         train(replace(quick_recipe(**CHANGES), epochs=4, mixup=0.0), **again)
     with pytest.raises(UserError, match=r"another recipe: data was .* and is 'bundled'; resume with"):
         train(quick_recipe(**CHANGES), **(again | {"data": "bundled"}))
+
+
+def contents(folder):
+    return {path: path.is_file() and path.read_bytes() for path in folder.rglob("*")}
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_a_run_that_another_process_trains_is_left_alone(data, whole, tmp_path):
+    out, recipe = tmp_path / "run", quick_recipe(**CHANGES)
+    shutil.copytree(whole, out)
+    (out / album.SHEET).unlink()
+    # What the other process is writing.
+    (out / "checkpoints" / ".000000013").mkdir()
+    with RunLock(out) as other:
+        other.take()
+        before = contents(out)
+        with pytest.raises(UserError, match=rf"the run in {out} is in use by process {os.getpid()} on .* since 20"):
+            train(recipe, data=str(data), out=out, resume=True, quiet=True)
+        assert contents(out) == before
+    # A run that two processes begin at once.
+    new = tmp_path / "new"
+    with RunLock(new) as other:
+        other.take()
+        before = contents(new)
+        for resume in (False, True):
+            with pytest.raises(UserError, match=f"the run in {new} is in use"):
+                train(recipe, data=str(data), out=new, resume=resume, quiet=True)
+        assert contents(new) == before
+    train(recipe, data=str(data), out=out, resume=True, quiet=True)
+    assert_same_run(out, whole)
+    assert not (out / LOCK).exists()
 
 
 def test_other_images_are_not_gone_on_with(data, whole, tmp_path):

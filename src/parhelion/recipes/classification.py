@@ -34,7 +34,7 @@ from parhelion.recipes.ingredients import (
     untrained,
     val_loader,
 )
-from parhelion.train import loop
+from parhelion.train import loop, parallel
 from parhelion.train.stopping import StopRequest
 
 
@@ -161,7 +161,8 @@ class Classification(running.Task):
             # Without synchronised statistics each process has its own averages; those of the first are saved.
             for buffer in model.buffers():
                 buffer.copy_(broadcast(buffer))
-            mine = classify.outcome(model, until_stopped(self._val_loader, stop))
+            with parallel.agreed(accelerator):
+                mine = classify.outcome(model, until_stopped(self._val_loader, stop))
             outcome = classify.merged(gather_object([mine]))
         metrics = outcome.metrics()
         if not math.isfinite(metrics["loss"]):

@@ -25,7 +25,7 @@ from parhelion.recipes import running
 from parhelion.recipes.detection_album import CURVES, SHEET, draw_sheet
 from parhelion.recipes.detection_recipe import DetectionRecipe
 from parhelion.recipes.ingredients import check_same_images, choices_in_words, place, until_stopped
-from parhelion.train import loop
+from parhelion.train import loop, parallel
 from parhelion.train.stopping import StopRequest
 
 
@@ -160,7 +160,8 @@ class Detection(running.Task):
             # Without synchronised statistics each process has its own averages; those of the first are saved.
             for buffer in model.buffers():
                 buffer.copy_(broadcast(buffer))
-        found = detect.results(model, until_stopped(self._val_loader, stop), self.source.category_ids)
+        with parallel.agreed(accelerator):
+            found = detect.results(model, until_stopped(self._val_loader, stop), self.source.category_ids)
         if accelerator.num_processes > 1:
             parts = gather_object([found])
             found = sum_of(parts)

@@ -1,6 +1,6 @@
 """What a recipe is made of: its network, its batches, and the images that they come from."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from torch import nn
 from torch.utils.data import DataLoader
 
-from parhelion.data.loaders import make_loader
+from parhelion.data.loaders import end_workers, make_loader
 from parhelion.data.samples import Share, Stream
 from parhelion.data.sources import Source
 from parhelion.data.transforms import eval_transform, train_transform
@@ -20,7 +20,7 @@ from parhelion.models.catalog import create_model, model_info
 from parhelion.recipes.classification_recipe import ClassificationRecipe
 from parhelion.recipes.recipe import Recipe
 from parhelion.train import loop
-from parhelion.train.stopping import StopRequest
+from parhelion.train.stopping import Stopped, StopRequest
 
 
 def untrained(recipe: ClassificationRecipe, source: Source) -> Classifier:
@@ -155,8 +155,17 @@ def check_same_images(
         )
 
 
-def until_stopped(loader: Iterable[loop.Batch], stop: StopRequest) -> Iterator[loop.Batch]:
+def until_stopped(loader: DataLoader[Any], stop: StopRequest) -> Iterator[loop.Batch]:
     """The batches; Stopped where somebody asks: a resumed run evaluates the epoch's checkpoint anew."""
-    for batch in loader:
-        stop.obey()
-        yield batch
+    batches = iter(loader)
+    try:
+        while True:
+            with stop.waiting():
+                batch = next(batches, None)
+            if batch is None:
+                return
+            stop.obey()
+            yield batch
+    except Stopped:
+        end_workers(loader)
+        raise
