@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from parhelion.data.coco import CocoImages, DetectionSource, open_coco
 from parhelion.data.detection_loaders import make_detection_loader
 from parhelion.data.detection_transforms import detection_eval_transform, detection_train_transform
+from parhelion.data.identity import digest
 from parhelion.data.samples import Share
 from parhelion.errors import UserError
 from parhelion.evaluate import detect
@@ -125,6 +126,7 @@ class Detection(running.Task):
             "category_ids": list(self.source.category_ids),
             "annotations": len(self.train_images.annotation_ids),
             "readers": None,
+            "digest": digest(self.train_images),
         }
 
     def build(self) -> nn.Module:

@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from torch import nn
 from torch.utils.data import DataLoader
 
+from parhelion.data.identity import digest
 from parhelion.data.loaders import end_workers, make_loader
 from parhelion.data.samples import Share, Stream
 from parhelion.data.sources import Source
@@ -127,9 +128,16 @@ def image_facts(recipe: ClassificationRecipe, source: Source, accelerator: Accel
     """What tells a run's images from others without reading them, ready for JSON.
 
     readers: how many the shards of a stream are dealt out to; None where the images have an order of their own.
+    digest: of the training images' files; None where they have none.
     """
+    assert source.train is not None, "open the source with its train split"
     readers = accelerator.num_processes * max(1, recipe.workers) if isinstance(source.train, Stream) else None
-    return {"train_images": image_count(source.train), "class_names": list(source.class_names), "readers": readers}
+    return {
+        "train_images": image_count(source.train),
+        "class_names": list(source.class_names),
+        "readers": readers,
+        "digest": digest(source.train),
+    }
 
 
 def check_same_images(
@@ -147,6 +155,12 @@ def check_same_images(
         raise UserError(
             f"the run was begun with {begun['train_images']} training images, but {source} has {now['train_images']}; "
             "resume with the images it was begun with, or start another run"
+        )
+    # Runs of older versions have none.
+    if begun.get("digest", now["digest"]) != now["digest"]:
+        raise UserError(
+            f"the run was begun with other training images than those of {source}: they are as many, but names or "
+            "sizes of files differ; resume with the images it was begun with, or start another run"
         )
     if begun["readers"] != now["readers"]:
         note(

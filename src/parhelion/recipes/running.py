@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from parhelion.data.loaders import end_workers, go_to
 from parhelion.errors import UserError
 from parhelion.models.adapt import Adaptation
-from parhelion.recipes.keeping import Begun, Keeping, begin
+from parhelion.recipes.keeping import Begun, Keeping, begin, check_moved
 from parhelion.recipes.preparing import Prepared, prepared
 from parhelion.recipes.recipe import Recipe
 from parhelion.seeds import seed_everything
@@ -23,7 +23,7 @@ from parhelion.train import loop, parallel
 from parhelion.train.atomic import write_json
 from parhelion.train.lock import RunLock
 from parhelion.train.progress import Progress
-from parhelion.train.record import BEST, INIT, WEIGHTS, RunRecord, check_out, holds_run
+from parhelion.train.record import BEGUN_IN, BEST, INIT, WEIGHTS, RunRecord, check_out, holds_run
 from parhelion.train.stopping import Stopped, StopRequest
 from parhelion.train.trackers import Trackers, check_trackers, open_trackers
 
@@ -47,6 +47,7 @@ class Request:
             "data": self.data,
             "data_dir": self.data_dir and str(self.data_dir),
             "init_from": self.init_from,
+            BEGUN_IN: str(Path.cwd()),
         }
 
 
@@ -151,6 +152,7 @@ def _run(
         begun = begin(out, resolved, accelerator, resume=request.resume, keep=recipe.keep, note=note)
         doing = task()
         doing.check_images(begun.images, accelerator, note)
+        check_moved(begun, doing.images(accelerator), note)
         # Equal weights in all processes.
         seed_everything("weights", recipe.seed)
         model = doing.build()
