@@ -2,19 +2,17 @@
 
 import contextlib
 import io
-import itertools
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
-import tarfile
 import time
 
 import pytest
 import torch
-from recipes.colour_folders import colour_folders, truncate
+from recipes.colour_folders import colour_folders, colour_shards, truncate
 from safetensors.torch import load_file
 
 from parhelion.cli import main
@@ -168,25 +166,6 @@ def test_a_launcher_that_is_asked_to_stop_lets_the_run_save_and_one_process_goes
     assert_same_losses(losses(out), losses(alone))
 
 
-def shards(data, folder, counts):
-    """Training shards of some images each, and one validation shard of two images."""
-    folder.mkdir()
-    info = {"class_names": ["blue", "green", "red"], "splits": {}}
-    for split, lengths in {"train": counts, "val": (2,)}.items():
-        files = iter(sorted((data / split).rglob("*.png")))
-        names = [f"{split}-{number}.tar" for number in range(len(lengths))]
-        for name, length in zip(names, lengths, strict=True):
-            with tarfile.open(folder / name, "w") as tar:
-                for number, file in enumerate(itertools.islice(files, length)):
-                    tar.add(file, f"{number}.png")
-                    label = tarfile.TarInfo(f"{number}.cls")
-                    label.size = 1
-                    tar.addfile(label, io.BytesIO(str(info["class_names"].index(file.parent.name)).encode()))
-        info["splits"][split] = {"filenames": names, "shard_lengths": lengths}
-    (folder / "_info.json").write_text(json.dumps(info))
-    return folder
-
-
 def with_images(data, folder, left, broken=()):
     """The images of `data`, of those of validation the ones `left`, of which those `broken` cannot be read."""
     shutil.copytree(data, folder)
@@ -205,7 +184,7 @@ def test_two_processes_evaluate_what_there_is_and_end_alike_for_what_one_of_them
         "codes = [main(words) for words in json.loads(sys.argv[1])]\n"
         "print('codes', os.environ['RANK'], codes, flush=True)"
     )
-    streams = shards(data, tmp_path / "shards", (6, 3, 5))
+    streams = colour_shards(data, tmp_path / "shards", train=(6, 3, 5), val=(2,))
     single = with_images(data, tmp_path / "single", ["red/1"])
     bad = with_images(data, tmp_path / "bad", ["blue/1", "red/1"], broken=["red/1"])
     none = with_images(data, tmp_path / "none", ["blue/1"], broken=["blue/1"])

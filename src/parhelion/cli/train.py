@@ -167,8 +167,11 @@ def _places(chosen: Resumed, saved: Mapping[str, Any]) -> dict[str, str | None]:
     places = spelled_here(saved)
     if chosen.data is None and chosen.data_dir is None:
         check_images_are_there(chosen.resume, places)
-    moved = {"data": chosen.data, "data_dir": chosen.data_dir and str(chosen.data_dir)}
-    return {**places, **{name: value for name, value in moved.items() if value is not None}}
+    if chosen.data is not None:
+        places["data"] = chosen.data
+    if chosen.data_dir is not None:
+        places["data_dir"] = str(chosen.data_dir)
+    return places
 
 
 def _recipe_lines() -> list[str]:

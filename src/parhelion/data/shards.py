@@ -44,12 +44,13 @@ class _Member(tarfile.TarInfo):
     def fromtarfile(cls, archive: tarfile.TarFile) -> "_Member":
         try:
             return super().fromtarfile(archive)
-        except tarfile.EOFHeaderError:
-            raise
-        except (tarfile.EmptyHeaderError, tarfile.TruncatedHeaderError) as error:
-            raise tarfile.ReadError(TRUNCATED) from error
         except tarfile.HeaderError as error:
-            raise tarfile.ReadError(f"it is damaged ({error})") from error
+            # Type checkers do not know these.
+            kind = type(error).__name__
+            if kind == "EOFHeaderError":
+                raise
+            truncated = kind in ("EmptyHeaderError", "TruncatedHeaderError")
+            raise tarfile.ReadError(TRUNCATED if truncated else f"it is damaged ({error})") from error
 
 
 class Shards(Stream):

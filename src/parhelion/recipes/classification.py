@@ -27,6 +27,7 @@ from parhelion.recipes import album, running
 from parhelion.recipes.classification_recipe import ClassificationRecipe
 from parhelion.recipes.ingredients import (
     check_same_images,
+    check_some_images,
     image_facts,
     place,
     train_loader,
@@ -131,6 +132,7 @@ class Classification(running.Task):
         return self._classifier
 
     def check_images(self, begun: Mapping[str, Any], accelerator: Accelerator, note: Callable[[str], None]) -> None:
+        check_some_images(self.source)
         check_same_images(begun, self.images(accelerator), self.source.name, note)
 
     def images(self, accelerator: Accelerator) -> Mapping[str, Any]:
@@ -172,7 +174,10 @@ class Classification(running.Task):
             )
         self._classifier = replace(self.classifier, epoch=epoch, metrics=metrics)
         values = {"val_loss": metrics["loss"], "top1": metrics["top1"], "top5": metrics["top5"]}
-        return running.Scores(values=values, skipped=outcome.skipped)
+        # A stream's number of images is what somebody wrote beside it.
+        told, found = image_count(self.source.val), len(outcome.target)
+        notes = (f"{self.source.name} has {found} validation images, not {told} as it says",) if found > told else ()
+        return running.Scores(values=values, skipped=outcome.skipped, notes=notes)
 
     def save(self, path: Path) -> None:
         save_classifier(path, self.classifier)

@@ -140,6 +140,13 @@ def image_facts(recipe: ClassificationRecipe, source: Source, accelerator: Accel
     }
 
 
+def check_some_images(source: Source) -> None:
+    """Raise UserError where there is no image to train or to evaluate on."""
+    for images, kind in ((source.train, "training"), (source.val, "validation")):
+        if not image_count(images):
+            raise UserError(f"{source.name} has no {kind} image")
+
+
 def check_same_images(
     begun: Mapping[str, Any], now: Mapping[str, Any], source: str, note: Callable[[str], None]
 ) -> None:

@@ -127,6 +127,8 @@ class Scores:
     values: Mapping[str, float]
     # A sentence for each image left out.
     skipped: tuple[str, ...] = ()
+    # What else is to be told, once.
+    notes: tuple[str, ...] = ()
 
 
 def run(recipe: Recipe, request: Request, task: Callable[[], Task]) -> dict[str, Any]:
@@ -258,9 +260,10 @@ class Running(Keeping):
             if self.record is not None:
                 self._keep_epoch(self.record, row)
             self._trackers.add(row, epoch.epoch)
-        for sentence in (*epoch.skipped, *scores.skipped):
+        told = [f"skipped: {sentence}" for sentence in (*epoch.skipped, *scores.skipped)]
+        for sentence in (*told, *scores.notes):
             if sentence not in self._noted:
-                self._progress.line(f"skipped: {sentence}")
+                self._progress.line(sentence)
                 self._noted.add(sentence)
         self._progress.line(self._line(row))
 
