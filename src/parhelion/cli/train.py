@@ -1,5 +1,6 @@
 """`parhelion train RECIPE --data SOURCE --out DIR` and `parhelion train --resume DIR`."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from importlib import import_module
 from pathlib import Path
@@ -13,15 +14,16 @@ from parhelion.recipes.classification_recipe import ClassificationRecipe
 from parhelion.recipes.detection_recipe import DetectionRecipe
 from parhelion.recipes.recipe import Recipe
 from parhelion.recipes.table import RECIPES, recipe, recipe_for_model
-from parhelion.train.record import holds_run, saved_recipe
+from parhelion.train.record import PLACES, holds_run, saved_recipe
 
 FIRST = "halonet_tiny"
 
 HELP = """usage: parhelion train RECIPE --data SOURCE --out DIR [--FIELD VALUE ...] [--resume]
-       parhelion train --resume DIR
+       parhelion train --resume DIR [--data SOURCE] [--data-dir DIR]
 
 Train a recipe on your images; every field of the recipe can be changed. With --resume a run that was stopped, or
-killed, goes on from its last good checkpoint; where DIR holds none yet, the first form begins one.
+killed, goes on from its last good checkpoint; where DIR holds none yet, the first form begins one. Where its images
+were moved, --data and --data-dir say where they are now.
 
 recipes:
 {recipes}
@@ -139,6 +141,10 @@ class Resumed:
 
     resume: Path
     """Folder of the run."""
+    data: str | None = None
+    """Where its images are now, if they were moved; they must be the same."""
+    data_dir: Path | None = None
+    """Where fashion-mnist or a torch/, hfds/, wds/ or tfds/ dataset lies now, if it was moved."""
     workers: int | None = None
     """Processes that read images; those of the recipe if not given."""
     track: tuple[str, ...] = ()
@@ -149,20 +155,21 @@ def _to_resume(arguments: list[str]) -> Arguments:
     """What the recipe in the folder of `--resume DIR` asks for."""
     chosen = parsed(Resumed, arguments, prog="parhelion train --resume DIR")
     saved = saved_recipe(chosen.resume)
-    asked = {name: saved.pop(name, None) for name in ("data", "data_dir", "init_from")}
+    asked = _places(chosen, saved)
+    for name in PLACES:
+        saved.pop(name, None)
     own = {name: saved.pop(name) for name in ("val_share",) if name in saved}
     # Runs of classification do not say so.
     kind: Any = KINDS.get(saved.pop("task", ClassificationRecipe.task))
     recipe_kind = get_type_hints(kind)["recipe"] if kind else Recipe
     known = {field.name for field in fields(recipe_kind)}
-    if asked["data"] is None or saved.keys() - known:
-        odd = ", ".join(sorted(saved.keys() - known)) or "no data"
+    if odd := ", ".join(sorted(saved.keys() - known)):
         raise UserError(f"the recipe in {chosen.resume} has {odd}; resume with the parhelion that wrote it, or newer")
     if chosen.workers is not None:
         saved["workers"] = chosen.workers
     return kind(
         **own,
-        data=asked["data"],
+        data=str(asked["data"]),
         data_dir=Path(asked["data_dir"]) if asked["data_dir"] else None,
         init_from=asked["init_from"],
         out=chosen.resume,
@@ -170,6 +177,23 @@ def _to_resume(arguments: list[str]) -> Arguments:
         track=chosen.track,
         recipe=recipe_kind.from_dict(saved),
     )
+
+
+def _places(chosen: Resumed, saved: Mapping[str, Any]) -> dict[str, str | None]:
+    """Where the images of the run are, and the weights it started from: data, data_dir, init_from."""
+    # Bring torch, which a help text need not wait for.
+    from parhelion.recipes.places import check_images_are_there, spelled_here
+
+    if not isinstance(saved.get("data"), str):
+        raise UserError(f"the recipe in {chosen.resume} has no data; resume with the parhelion that wrote it, or newer")
+    places = spelled_here(saved)
+    if chosen.data is None and chosen.data_dir is None:
+        check_images_are_there(chosen.resume, places)
+    if chosen.data is not None:
+        places["data"] = chosen.data
+    if chosen.data_dir is not None:
+        places["data_dir"] = str(chosen.data_dir)
+    return places
 
 
 def _recipe_lines() -> list[str]:

@@ -14,6 +14,7 @@ from parhelion.data.detection_transforms import detection_eval_transform
 from parhelion.data.loaders import OnBadImage, refuses
 from parhelion.detection.found import Found
 from parhelion.errors import UserError
+from parhelion.evaluate.classify import nothing_to_evaluate
 from parhelion.evaluate.coco_scores import CocoScores, coco_scores
 from parhelion.evaluate.saved_detector import Detector
 from parhelion.evaluate.validate import check_classes
@@ -35,9 +36,9 @@ class Results:
         return self
 
     def scores(self, images: CocoImages, *, masks: bool) -> CocoScores:
-        """COCO's numbers over the images that were looked at; UserError where that is none."""
-        if not self.image_ids and self.skipped:
-            raise UserError(f"all {len(self.skipped)} images to evaluate on were skipped; the first: {self.skipped[0]}")
+        """COCO's numbers over the images that were looked at. Raises UserError where there is none."""
+        if not self.image_ids:
+            raise UserError(nothing_to_evaluate(self.skipped))
         return coco_scores(only(images.ground_truth(), self.image_ids), self.entries, masks=masks)
 
 

@@ -30,6 +30,7 @@ from parhelion.recipes import album, running
 from parhelion.recipes.classification_recipe import ClassificationRecipe
 from parhelion.recipes.ingredients import (
     check_same_images,
+    check_some_images,
     image_facts,
     place,
     train_loader,
@@ -37,7 +38,7 @@ from parhelion.recipes.ingredients import (
     untrained,
     val_loader,
 )
-from parhelion.train import loop
+from parhelion.train import loop, parallel
 from parhelion.train.stopping import StopRequest
 
 
@@ -163,6 +164,7 @@ class Classification(running.Task):
         return self._classifier
 
     def check_images(self, begun: Mapping[str, Any], accelerator: Accelerator, note: Callable[[str], None]) -> None:
+        check_some_images(self.source)
         check_same_images(begun, self.images(accelerator), self.source.name, note)
 
     def images(self, accelerator: Accelerator) -> Mapping[str, Any]:
@@ -206,7 +208,8 @@ class Classification(running.Task):
             # Without synchronised statistics each process has its own averages; those of the first are saved.
             for buffer in model.buffers():
                 buffer.copy_(broadcast(buffer))
-            mine = classify.outcome(model, until_stopped(self._val_loader, stop))
+            with parallel.agreed(accelerator):
+                mine = classify.outcome(model, until_stopped(self._val_loader, stop))
             outcome = classify.merged(gather_object([mine]))
         metrics = outcome.metrics()
         if not math.isfinite(metrics["loss"]):
@@ -216,7 +219,10 @@ class Classification(running.Task):
             )
         self._classifier = replace(self.classifier, epoch=epoch, metrics=metrics)
         values = {"val_loss": metrics["loss"], "top1": metrics["top1"], "top5": metrics["top5"]}
-        return running.Scores(values=values, skipped=outcome.skipped)
+        # A stream's number of images is what somebody wrote beside it.
+        told, found = image_count(self.source.val), len(outcome.target)
+        notes = (f"{self.source.name} has {found} validation images, not {told} as it says",) if found > told else ()
+        return running.Scores(values=values, skipped=outcome.skipped, notes=notes)
 
     def save(self, path: Path) -> None:
         save_classifier(path, self.classifier)

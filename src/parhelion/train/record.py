@@ -17,7 +17,11 @@ BEST = "best.safetensors"
 INIT = "init.json"
 CHECKPOINTS = "checkpoints"
 # What may change when a run is resumed, since nothing computed depends on it; the images are compared themselves.
-FREE = ("workers", "keep", "checkpoint_updates", "data_dir")
+# The folder from which a run's paths are meant is there too.
+BEGUN_IN = "begun_in"
+FREE = ("workers", "keep", "checkpoint_updates", "data_dir", BEGUN_IN)
+# What says where a run's images and first weights lie.
+PLACES = ("data", "data_dir", "init_from", BEGUN_IN)
 
 
 def check_out(folder: Path) -> None:
@@ -82,6 +86,11 @@ def check_same_recipe(
             f"{folder} was begun with another recipe: {differences}; resume with what it was begun with, or start "
             "another run"
         )
+
+
+def write_places(folder: Path, recipe: Mapping[str, Any]) -> None:
+    """Let the run in `folder` have its images and first weights where `recipe` has them; all else stays."""
+    write_json(folder / RECIPE, {**saved_recipe(folder), **{name: recipe[name] for name in PLACES}})
 
 
 class RunRecord:

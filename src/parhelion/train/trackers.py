@@ -79,7 +79,8 @@ def open_trackers(
     `folder/wandb`, for `wandb sync`; WANDB_PROJECT replaces the project `parhelion`. It never asks anything.
 
     config: JSON values that are shown beside the metrics.
-    past: for a run that goes on: points after its last step, from before the interruption, do not stay.
+    past: for a run that goes on: what TensorBoard shows up to there is written anew from it, and points after its
+        last step, from before the interruption, do not stay.
 
     Raises UserError as `check_trackers` does, and where W&B cannot start.
     """
@@ -98,15 +99,23 @@ def open_trackers(
 
 
 def _tensorboard(folder: Path, run_name: str, config: Mapping[str, Any], past: Past) -> GeneralTracker:
-    tracker = TensorBoardTracker("", folder / TENSORBOARD, purge_step=past[-1][0] + 1 if past else 0)
+    place = folder / TENSORBOARD
+    # TensorBoard reads files in the order of their names, which begin with the time: after the clock was set back it
+    # would take the new points for the older ones, and drop the others.
+    before = list(place.glob("events.out.tfevents.*"))
+    tracker = TensorBoardTracker("", place, purge_step=0)
     try:
         tracker.start()
-    except OSError as error:
-        raise UserError(f"cannot write {folder / TENSORBOARD}: {error.strerror or error}") from error
-    if not past:
         # Markdown takes indented lines for code.
         text = printable(json.dumps(config, indent=4, ensure_ascii=False))
         tracker.writer.add_text(printable(run_name), "\n".join(f"    {line}" for line in text.splitlines()))
+        for step, row in past:
+            tracker.log(dict(row), step=step)
+        tracker.writer.flush()
+        for file in before:
+            file.unlink()
+    except OSError as error:
+        raise UserError(f"cannot write {place}: {error.strerror or error}") from error
     return tracker
 
 
