@@ -127,7 +127,7 @@ class ResNet(nn.Module):
 
     def _take_in(self, x: Tensor) -> Tensor:
         """The stem's map, before any pooling."""
-        if min(x.shape[-2:]) < self.min_px:
+        if x.shape[-2] < self.min_px or x.shape[-1] < self.min_px:
             raise ValueError(
                 f"an image of {x.shape[-2]}x{x.shape[-1]} pixels is too small: "
                 f"this network halves it down to 1/{self.min_px}, so each side needs at least {self.min_px} pixels"
