@@ -1,6 +1,6 @@
 """The GSA module as a layer (arXiv 2010.03019, Fig. 1)."""
 
-from torch import nn
+from torch import fx, nn
 
 from parhelion.layers.heads import apart, channels_per_head, together
 from parhelion.layers.pooling import averaged
@@ -9,6 +9,12 @@ from parhelion.ops.axial import axial_attention
 from parhelion.ops.content import content_attention
 from parhelion.ops.implementation import Implementation
 from parhelion.shapes import Float, Tensor
+
+# torch.fx, and what extracts features with it, keeps calls of these whole.
+fx.wrap("axial_attention")
+fx.wrap("content_attention")
+fx.wrap("averaged")
+fx.wrap("reaching_table")
 
 
 class GlobalSelfAttention(nn.Module):

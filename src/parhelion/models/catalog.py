@@ -12,9 +12,11 @@ from parhelion.errors import UserError, nearest
 from parhelion.models.convnet import CONVNETS
 from parhelion.models.gsa import GSA_NETS
 from parhelion.models.halonet import HALONETS
+from parhelion.models.reference import run_on
 from parhelion.models.resnet import ResNet
 from parhelion.models.rows import Row
 from parhelion.models.weights import load_weights
+from parhelion.ops.implementation import Implementation
 
 MODELS: dict[str, Row] = {**GSA_NETS, **HALONETS, **CONVNETS}
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -60,6 +62,7 @@ def create_model(
     image_size: int | tuple[int, int] | None = None,
     drop_path: float = 0.0,
     checkpoint_path: str | Path | None = None,
+    impl: Implementation = "auto",
     **overrides: Any,
 ) -> nn.Module:
     """Build a model of the catalogue.
@@ -73,6 +76,8 @@ def create_model(
             the row's own if None. Any other size works too.
         drop_path: Stochastic depth: the rate of the last block, rising linearly from 0.
         checkpoint_path: A safetensors file whose weights are loaded, all of them.
+        impl: What its attention runs on, here and now, see `parhelion.ops.halo_attention`; no choice of the
+            architecture, and not saved with it.
         overrides: Choices of the row (`model_info(name).choices`: `block`, `border`, `groups`, ...), `drop_rate`,
             `global_pool`; `features_only=True` with `out_indices` for a feature pyramid, as in timm.
 
@@ -97,6 +102,7 @@ def create_model(
         **built,
     )
     model.default_cfg = model.pretrained_cfg = _default_cfg(name, model, (height, width))
+    run_on(impl, model)
     if checkpoint_path is not None:
         load_weights(model, checkpoint_path)
     if not features_only:

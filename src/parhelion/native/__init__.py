@@ -13,6 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from parhelion.native.exporting import why_not_exported
+
 LEVELS = ("avx512_bf16", "avx512", "avx2", "baseline")  # the fastest first; every processor has the last
 
 _chosen: list[str] = []  # by `using`, the innermost last
@@ -71,6 +73,9 @@ def run(function: str, tensor: Tensor, call: ctypes.Structure) -> None:
 
 def why_not_maps(**maps: Tensor) -> str | None:
     """Why no kernel can take these maps, or None if one can: all must be on the CPU, in one dtype that kernels know."""
+    reason = why_not_exported()
+    if reason is not None:
+        return reason
     for name, tensor in maps.items():
         if tensor.device.type != "cpu":
             return f"{name} is on {tensor.device}, not on the CPU"

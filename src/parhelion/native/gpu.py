@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from parhelion.native.exporting import why_not_exported
+
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 NARROWEST = 16  # side of a matrix unit's operands
 # Bytes of a head's channels: what the compiled kernels need of shared memory fits A100 and H100, or any GPU.
@@ -23,6 +25,9 @@ MOST_IMAGES = 65_535  # programs along the last axis of a grid
 
 def why_not_maps(**maps: Tensor) -> str | None:
     """Why no kernel can take these maps, or None if one can: all on one GPU, in one dtype that kernels know."""
+    reason = why_not_exported()
+    if reason is not None:
+        return reason
     for name, tensor in maps.items():
         if tensor.device.type != "cuda" and not interpreted():
             return f"{name} is on {tensor.device}, not on a GPU"
