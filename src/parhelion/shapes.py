@@ -30,4 +30,3 @@ def always(condition: bool | SymBool) -> bool:
     A plain `if` would make torch.export refuse, or leave out, the sizes for which the condition turns out otherwise.
     """
     return statically_known_true(condition) if isinstance(condition, SymBool) else bool(condition)
-

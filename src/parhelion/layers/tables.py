@@ -43,11 +43,11 @@ def reaching_table(table: Float[Tensor, "rows d"], length: int) -> Float[Tensor,
     reach = (table.shape[0] + 1) // 2
     if always(length <= reach):
         return table
-    longest = torch.sym_max(reach, length)
-    resized = resized_table(table, 2 * longest - 1)
     if always(length >= reach):
-        return resized
-    return resized.index_select(0, torch.arange(2 * length - 1, device=table.device) + (longest - length))
+        return resized_table(table, 2 * length - 1)
+    longest = torch.sym_max(reach, length)
+    middle = torch.arange(2 * length - 1, device=table.device) + (longest - length)
+    return resized_table(table, 2 * longest - 1).index_select(0, middle)
 
 
 def refitted_table(table: Float[Tensor, "rows d"], offsets: int, *, spare: tuple[int, int] = (0, 0)) -> Tensor:
