@@ -73,9 +73,6 @@ def run(function: str, tensor: Tensor, call: ctypes.Structure) -> None:
 
 def why_not_maps(**maps: Tensor) -> str | None:
     """Why no kernel can take these maps, or None if one can: all must be on the CPU, in one dtype that kernels know."""
-    reason = why_not_exported()
-    if reason is not None:
-        return reason
     for name, tensor in maps.items():
         if tensor.device.type != "cpu":
             return f"{name} is on {tensor.device}, not on the CPU"
@@ -84,7 +81,7 @@ def why_not_maps(**maps: Tensor) -> str | None:
         return f"the kernel wants one dtype, not {' and '.join(sorted(map(str, dtypes)))}"
     if not dtypes <= {torch.float32, torch.bfloat16}:
         return f"the kernel computes in float32 and bfloat16, not in {dtypes.pop()}"
-    return why_not_native()
+    return why_not_exported() or why_not_native()
 
 
 def side_by_side(tensor: Tensor) -> Tensor:

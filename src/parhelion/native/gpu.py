@@ -25,9 +25,6 @@ MOST_IMAGES = 65_535  # programs along the last axis of a grid
 
 def why_not_maps(**maps: Tensor) -> str | None:
     """Why no kernel can take these maps, or None if one can: all on one GPU, in one dtype that kernels know."""
-    reason = why_not_exported()
-    if reason is not None:
-        return reason
     for name, tensor in maps.items():
         if tensor.device.type != "cuda" and not interpreted():
             return f"{name} is on {tensor.device}, not on a GPU"
@@ -42,7 +39,7 @@ def why_not_maps(**maps: Tensor) -> str | None:
         return f"the kernel computes in float32, bfloat16 and float16, not in {first.dtype}"
     if first.shape[0] > MOST_IMAGES:
         return f"the kernel takes up to {MOST_IMAGES} images at a time, not {first.shape[0]}"
-    reason = _why_not_device(first.device)
+    reason = why_not_exported() or _why_not_device(first.device)
     if reason is not None:
         return reason
     widest = _widest(first.device) // first.element_size()

@@ -21,7 +21,7 @@ def axial_attention_reference(
     length, lines = (h, batch * w * heads) if axis == "h" else (w, batch * h * heads)
     pixels = torch.arange(length, device=q.device)
     embeddings = table.to(q.dtype)[pixels[None, :] - pixels[:, None] + table.shape[0] // 2]
-    # From (b, h, w, n, channels) to every pixel's lines, to every line's pixels, and back; heads before what crosses the
+    # From (b, h, w, n, channels) to every pixel's lines, to every line's pixels, and back. Heads stand before the other
     # axis, because torch.export sees that heads divide the lines, but not that a size does.
     to_pixels, to_lines, to_map = (
         ((1, 0, 3, 2, 4), (0, 3, 2, 1, 4), (0, 3, 2, 1, 4))
