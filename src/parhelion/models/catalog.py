@@ -1,5 +1,6 @@
 """From a name to a model: every row of the tables, `create_model`, `list_models` and `model_info`."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -92,7 +93,8 @@ def create_model(
     features_only, out_indices = overrides.pop("features_only", False), overrides.pop("out_indices", None)
     built = {key: overrides.pop(key) for key in ("drop_rate", "global_pool") if key in overrides}
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size or (row.image_px,) * 2
-    network = _with_choices(name, row, overrides).network()
+    check_choices(name, overrides)
+    network = replace(row, **overrides).network()
     model = ResNet(
         network,
         num_classes=num_classes,
@@ -117,13 +119,13 @@ def _row(name: str) -> Row:
     return MODELS[name]
 
 
-def _with_choices(name: str, row: Row, overrides: dict[str, Any]) -> Row:
-    known = {field.name for field in fields(row)} - DESCRIBES
-    for key in overrides:
+def check_choices(name: str, choices: Mapping[str, Any]) -> None:
+    """Raise UserError where `choices` holds what is none of the architecture of model `name`."""
+    known = {field.name for field in fields(_row(name))} - DESCRIBES
+    for key in choices:
         if key not in known:
             offer = nearest(key, known) or f"; it takes {', '.join(sorted(known))}"
             raise UserError(f"{name} has no choice {key!r}{offer}")
-    return replace(row, **overrides)
 
 
 def _default_cfg(name: str, model: ResNet, image_size: tuple[int, int]) -> dict[str, Any]:

@@ -56,7 +56,8 @@ def _map(x: Float[Tensor, "z i j e"], blocks: tuple[int, int], size: tuple[int, 
     block = row // side * blocks[1] + col // side
     place = ((block * heads + head) * side + row % side) * side + col % side
     pixels = x.reshape(batch, blocks[0] * blocks[1] * heads * side * side, x.shape[3])
-    return pixels.index_select(1, place).unflatten(1, (h, w, heads))
+    # In two steps, whose sizes torch.export sees to fit.
+    return pixels.index_select(1, place).unflatten(1, (h * w, heads)).unflatten(1, (h, w))
 
 
 def _relative_logits(
