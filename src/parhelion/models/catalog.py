@@ -1,6 +1,6 @@
 """From a name to a model: every row of the tables, `create_model`, `list_models` and `model_info`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -13,10 +13,12 @@ from parhelion.errors import UserError, nearest
 from parhelion.models.convnet import CONVNETS
 from parhelion.models.gsa import GSA_NETS
 from parhelion.models.halonet import HALONETS
+from parhelion.models.reference import run_on
 from parhelion.models.resnet import ResNet
 from parhelion.models.rows import Row
 from parhelion.models.trained import read_trained
 from parhelion.models.weights import load_weights
+from parhelion.ops.implementation import Implementation
 
 MODELS: dict[str, Row] = {**GSA_NETS, **HALONETS, **CONVNETS}
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -63,6 +65,7 @@ def create_model(
     image_size: int | tuple[int, int] | None = None,
     drop_path: float = 0.0,
     checkpoint_path: str | Path | None = None,
+    impl: Implementation = "auto",
     **overrides: Any,
 ) -> nn.Module:
     """Build a model of the catalogue.
@@ -78,6 +81,8 @@ def create_model(
         checkpoint_path: A run folder or a safetensors file whose weights are loaded, all of them. Where parhelion wrote
             it, every other argument has the value that the file says, and `pretrained_cfg` its preprocessing
             (`timm.data.resolve_model_data_config` reads it) and class names (`label_names`).
+        impl: What its attention runs on, here and now, see `parhelion.ops.halo_attention`; no choice of the
+            architecture, and not saved with it.
         overrides: Choices of the row (`model_info(name).choices`: `block`, `border`, `groups`, ...), `drop_rate`,
             `global_pool`; `features_only=True` with `out_indices` for a feature pyramid, as in timm.
 
@@ -106,6 +111,7 @@ def create_model(
     model = ResNet(network, image_size=(height, width), drop_path=drop_path, **of_skeleton, **built)
     model.default_cfg = model.pretrained_cfg = _default_cfg(name, model, (height, width))
     model._model_args = recorded
+    run_on(impl, model)
     if checkpoint_path is not None:
         load_weights(model, checkpoint_path)
     if trained is not None:
@@ -134,14 +140,19 @@ def _choices(row: Row) -> dict[str, Any]:
 
 
 def _with_choices(name: str, row: Row, overrides: dict[str, Any]) -> Row:
-    known = {field.name for field in fields(row)} - DESCRIBES
-    for key in overrides:
-        if key not in known:
-            offer = nearest(key, known) or f"; it takes {', '.join(sorted(known))}"
-            raise UserError(f"{name} has no choice {key!r}{offer}")
+    check_choices(name, overrides)
     # JSON knows no tuples.
     tuples: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in overrides.items()}
     return replace(row, **tuples)
+
+
+def check_choices(name: str, choices: Mapping[str, Any]) -> None:
+    """Raise UserError where `choices` holds what is none of the architecture of model `name`."""
+    known = {field.name for field in fields(_row(name))} - DESCRIBES
+    for key in choices:
+        if key not in known:
+            offer = nearest(key, known) or f"; it takes {', '.join(sorted(known))}"
+            raise UserError(f"{name} has no choice {key!r}{offer}")
 
 
 def _default_cfg(name: str, model: ResNet, image_size: tuple[int, int]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import torch
 from timm.layers import ClassifierHead
 from timm.models import checkpoint_seq
 from timm.models._features import feature_take_indices
-from torch import nn
+from torch import fx, nn
 
 from parhelion.layers import GlobalSelfAttention, HaloAttention
 from parhelion.layers.bottleneck import Bottleneck
@@ -130,12 +130,7 @@ class ResNet(nn.Module):
 
     def _take_in(self, x: Tensor) -> Tensor:
         """The stem's map, before any pooling."""
-        if min(x.shape[-2:]) < self.min_px:
-            raise ValueError(
-                f"an image of {x.shape[-2]}x{x.shape[-1]} pixels is too small: "
-                f"this network halves it down to 1/{self.min_px}, so each side needs at least {self.min_px} pixels"
-            )
-        return self.stem(x)
+        return self.stem(_large_enough(x, self.min_px))
 
     def _run(self, stage: nn.Module, x: Tensor) -> Tensor:
         if self.grad_checkpointing and self.training:
@@ -249,6 +244,18 @@ class ResNet(nn.Module):
                 operator.resize(size)
         changed = {name: value for name, value in changed.items() if value is not None}
         self._model_args = {**getattr(self, "_model_args", {}), **changed}
+
+
+@fx.wrap
+def _large_enough(x: Tensor, min_px: int) -> Tensor:
+    """The images themselves; ValueError if a side has fewer pixels than `min_px`."""
+    # Side by side, not the smaller one: torch.export would ask which one that is.
+    if x.shape[-2] < min_px or x.shape[-1] < min_px:
+        raise ValueError(
+            f"an image of {x.shape[-2]}x{x.shape[-1]} pixels is too small: "
+            f"this network halves it down to 1/{min_px}, so each side needs at least {min_px} pixels"
+        )
+    return x
 
 
 def _build_stages(network: Network, image_size: tuple[int, int]) -> nn.Sequential:
