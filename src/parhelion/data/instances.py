@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import mul
 from typing import Any, NamedTuple, TypeAlias
 
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from parhelion.errors import UserError
+from parhelion.data.mask_drawing import View, drawn, mask_library, run_lengths, unpacked
 
 OF_LEFT_OUT = "annotations of images that are left out"
 NO_IMAGE = "annotations of an unknown image"
@@ -51,20 +51,29 @@ class Instances:
     segmentations: tuple[Any, ...]
     """Of each instance: a list of polygons, a run-length encoding as a dictionary, or None where masks are not read."""
 
-    def masks(self) -> Tensor:
-        """(N, h, w) uint8, 1 inside; crowds included. Raises UserError where there is no segmentation."""
-        return _drawn(self.segmentations, self.size)
+    def objects(self) -> "Instances":
+        """The same without crowds: what there is to learn."""
+        chosen = np.flatnonzero(~self.crowd)
+        return replace(
+            self,
+            boxes=self.boxes[chosen],
+            labels=self.labels[chosen],
+            crowd=self.crowd[chosen],
+            segmentations=tuple(self.segmentations[number] for number in chosen),
+        )
+
+    def masks(self, view: View | None = None) -> Tensor:
+        """(N, h, w) uint8, 1 inside, of the whole image or what `view` shows of it; crowds included.
+
+        Raises UserError where there is no segmentation.
+        """
+        return drawn(self.segmentations, view or View.whole(self.size))
 
     def target(self, *, masks: bool) -> dict[str, Tensor]:
         """What torchvision's detectors train on, without crowds: boxes (float32), labels and, if asked, masks."""
-        objects = np.flatnonzero(~self.crowd)
-        target = {
-            "boxes": torch.from_numpy(self.boxes[objects]),
-            "labels": torch.from_numpy(self.labels[objects]),
-        }
-        if masks:
-            target["masks"] = _drawn([self.segmentations[number] for number in objects], self.size)
-        return target
+        objects = self.objects()
+        target = {"boxes": torch.from_numpy(objects.boxes), "labels": torch.from_numpy(objects.labels)}
+        return {**target, "masks": objects.masks()} if masks else target
 
 
 class Texts:
@@ -154,18 +163,6 @@ def is_side(value: Any) -> bool:
     return type(value) in NUMBERS and 0 < value < 2**31 and value == int(value)
 
 
-def mask_library() -> Any:
-    """The module that draws polygons and reads run lengths; raises UserError when it is not installed."""
-    try:
-        from faster_coco_eval.core import mask
-    except ImportError as error:
-        raise UserError(
-            "masks are drawn by faster-coco-eval, which is not installed; "
-            'it comes with pip install "parhelion[detection]"'
-        ) from error
-    return mask
-
-
 def segmentation_problem(segmentation: Any, size: tuple[int, int]) -> str | None:
     """MALFORMED, MASK_OUTSIDE or EMPTY_MASK, or None for a segmentation that can be drawn on an image of h x w pixels.
 
@@ -187,7 +184,7 @@ def segmentation_problem(segmentation: Any, size: tuple[int, int]) -> str | None
 def segmentation_bounds(segmentation: Any, size: tuple[int, int]) -> tuple[float, float, float, float]:
     """Left, top, right, bottom of a segmentation that is well formed; polygons may reach out of the image."""
     if isinstance(segmentation, dict):
-        left, top, width, height = map(float, mask_library().toBbox(_run_lengths(segmentation, size)))
+        left, top, width, height = map(float, mask_library().toBbox(run_lengths(segmentation, size)))
         return left, top, left + width, top + height
     return (
         min(min(polygon[0::2]) for polygon in segmentation),
@@ -199,7 +196,7 @@ def segmentation_bounds(segmentation: Any, size: tuple[int, int]) -> tuple[float
 
 def mask_area(segmentation: Any, size: tuple[int, int]) -> int:
     """Pixels inside a well-formed segmentation."""
-    return int(mask_library().area(_run_lengths(segmentation, size)))
+    return int(mask_library().area(run_lengths(segmentation, size)))
 
 
 def _area(value: Any) -> float:
@@ -224,26 +221,6 @@ def _inside(box: Any, size: tuple[int, int]) -> tuple[Box, bool]:
     if left >= -1 and top >= -1 and right <= w + 1 and bottom <= h + 1:
         return (left, top, width, height), False
     return (within[0], within[1], within[2] - within[0], within[3] - within[1]), True
-
-
-def _drawn(segmentations: Sequence[Any], size: tuple[int, int]) -> Tensor:
-    """(N, h, w) uint8."""
-    if not segmentations:
-        return torch.zeros(0, *size, dtype=torch.uint8)
-    if any(segmentation is None for segmentation in segmentations):
-        raise UserError("masks are asked of annotations without a segmentation; the data should be opened with masks")
-    encoded = [_run_lengths(segmentation, size) for segmentation in segmentations]
-    # The library's last axis counts the masks.
-    return torch.from_numpy(np.ascontiguousarray(mask_library().decode(encoded).transpose(2, 0, 1)))
-
-
-def _run_lengths(segmentation: Any, size: tuple[int, int]) -> dict[str, Any]:
-    """A segmentation as the library's compressed run lengths."""
-    library = mask_library()
-    if isinstance(segmentation, list):
-        return library.merge(library.frPyObjects(segmentation, *size))
-    encoded = {"size": list(size), "counts": segmentation["counts"]}
-    return library.frPyObjects(encoded, *size) if isinstance(encoded["counts"], list) else encoded
 
 
 def _is_polygon(points: Any) -> bool:
@@ -271,35 +248,10 @@ def _polygon_area(points: list[float]) -> float:
 def _run_length_problem(encoded: dict[str, Any], size: tuple[int, int]) -> str | None:
     runs = encoded.get("counts")
     if isinstance(runs, str):
-        runs = _unpacked(runs)
+        runs = unpacked(runs)
     if not isinstance(runs, list) or not runs or {type(run) for run in runs} != {int}:
         return MALFORMED
     if encoded.get("size") != list(size) or min(runs) < 0 or sum(runs) != math.prod(size):
         return MALFORMED
     # The runs alternate, outside first.
     return None if any(runs[1::2]) else EMPTY_MASK
-
-
-def _unpacked(text: str) -> list[int] | None:
-    """The run lengths in COCO's compressed text, or None if it is not that.
-
-    Each character is 6 bits above "0": 5 bits of the number, the lowest first, and whether more follow; the highest
-    bit of a number is its sign. From the fourth on a number is the difference from the last but one. The library
-    would read such a text without looking whether it fits the image.
-    """
-    codes = np.frombuffer(text.encode(), np.uint8).astype(np.int64) - ord("0")
-    if not len(codes) or codes.min() < 0 or codes.max() > 63 or codes[-1] & 32:
-        return None
-    ends = np.flatnonzero(codes & 32 == 0) + 1
-    starts = np.concatenate([[0], ends[:-1]])
-    lengths = ends - starts
-    if lengths.max() > 7:
-        # More than 35 bits.
-        return None
-    place = 5 * (np.arange(len(codes)) - np.repeat(starts, lengths))
-    numbers = np.add.reduceat((codes & 31) << place, starts)
-    negative = codes[ends - 1] & 16 != 0
-    numbers[negative] -= 1 << (5 * lengths[negative])
-    for first in (1, 2):
-        numbers[first::2] = np.cumsum(numbers[first::2])
-    return numbers.tolist()
