@@ -148,16 +148,21 @@ def library_mask(segmentation: Any, size: tuple[int, int]) -> np.ndarray:
 GOOD = annotation(1, 11, 3, [4, 2, 10, 12])
 
 MALFORMED = "annotations with a malformed segmentation"
+NO_BOX = "annotations without a box of four finite numbers"
 BAD_BOX = "annotations with a degenerate box"
+FEW_POINTS = "a polygon of fewer than three points"
+BAD_POLYGON = "a polygon with a number that is not finite or beyond 1,000,000 pixels"
+BAD_RUNS = f"{MALFORMED} (run lengths that are neither whole numbers from 0 nor COCO's text)"
+BAD_SUM = f"{MALFORMED} (run lengths that do not add up to the size of the image)"
 EMPTY = "annotations with an empty mask"
 BAD = {
     "no width": (BAD_BOX, {"bbox": [4, 2, 0, 12]}),
     "negative height": (BAD_BOX, {"bbox": [4, 2, 10, -1]}),
-    "three numbers": (BAD_BOX, {"bbox": [4, 2, 10]}),
-    "not a number": (BAD_BOX, {"bbox": [4, float("nan"), 10, 12]}),
-    "infinite": (BAD_BOX, {"bbox": [4, 2, float("inf"), 12]}),
-    "huge integer": (BAD_BOX, {"bbox": [4, 2, 10**400, 12]}),
-    "texts": (BAD_BOX, {"bbox": ["4", "2", "10", "12"]}),
+    "three numbers": (NO_BOX, {"bbox": [4, 2, 10]}),
+    "not a number": (NO_BOX, {"bbox": [4, float("nan"), 10, 12]}),
+    "infinite": (NO_BOX, {"bbox": [4, 2, float("inf"), 12]}),
+    "huge integer": (NO_BOX, {"bbox": [4, 2, 10**400, 12]}),
+    "texts": (NO_BOX, {"bbox": ["4", "2", "10", "12"]}),
     "no area in float32": (BAD_BOX, {"bbox": [4, 2, 1e-9, 12]}),
     "box to the right": ("annotations with a box outside the image", {"bbox": [W, 2, 10, 12]}),
     "box above": ("annotations with a box outside the image", {"bbox": [4, -12, 10, 12]}),
@@ -165,20 +170,32 @@ BAD = {
     "mask to the left": ("annotations with a mask outside the image", {"segmentation": [rectangle(-10, 2, 10, 12)]}),
     "none": ("annotations without a segmentation", {"segmentation": None}),
     "empty list": ("annotations without a segmentation", {"segmentation": []}),
-    "two points": (MALFORMED, {"segmentation": [[1, 2, 3, 4]]}),
-    "odd": (MALFORMED, {"segmentation": [[1, 2, 13, 4, 5, 16, 7]]}),
-    "flat": (MALFORMED, {"segmentation": rectangle(4, 2, 10, 12)}),
-    "nan": (MALFORMED, {"segmentation": [[1, 2, 13, float("nan"), 5, 16]]}),
-    "far": (MALFORMED, {"segmentation": [[1, 2, 13, 1e9, 5, 16]]}),
-    "text": (MALFORMED, {"segmentation": "polygon"}),
-    "size swapped": (MALFORMED, {"segmentation": {"size": [W, H], "counts": [0, H * W]}}),
-    "sum": (MALFORMED, {"segmentation": {"size": [H, W], "counts": [5, H * W]}}),
-    "negative run": (MALFORMED, {"segmentation": {"size": [H, W], "counts": [-1, H * W + 1]}}),
-    "fractions": (MALFORMED, {"segmentation": {"size": [H, W], "counts": [0.0, float(H * W)]}}),
-    "packed sum": (MALFORMED, {"segmentation": {"size": [H, W], "counts": "05"}}),
-    "cut off": (MALFORMED, {"segmentation": {"size": [H, W], "counts": "0P"}}),
-    "not packed": (MALFORMED, {"segmentation": {"size": [H, W], "counts": "é~"}}),
-    "no counts": (MALFORMED, {"segmentation": {"size": [H, W]}}),
+    "two points": (f"{MALFORMED} ({FEW_POINTS})", {"segmentation": [[1, 2, 3, 4]]}),
+    "odd": (f"{MALFORMED} (a polygon with an odd count of numbers)", {"segmentation": [[1, 2, 13, 4, 5, 16, 7]]}),
+    "flat": (f"{MALFORMED} (numbers where lists of numbers should be)", {"segmentation": rectangle(4, 2, 10, 12)}),
+    "nan": (f"{MALFORMED} ({BAD_POLYGON})", {"segmentation": [[1, 2, 13, float("nan"), 5, 16]]}),
+    "far": (f"{MALFORMED} ({BAD_POLYGON})", {"segmentation": [[1, 2, 13, 1e9, 5, 16]]}),
+    "text": (f"{MALFORMED} (neither polygons nor run lengths)", {"segmentation": "polygon"}),
+    "words": (
+        f"{MALFORMED} (a polygon that is not a list of numbers)",
+        {"segmentation": [["1", "2", "3", "4", "5", "6"]]},
+    ),
+    "size swapped": (
+        f"{MALFORMED} (run lengths whose size is width, height where height, width should be)",
+        {"segmentation": {"size": [W, H], "counts": [0, H * W]}},
+    ),
+    "another size": (
+        f"{MALFORMED} (run lengths of another size than the image)",
+        {"segmentation": {"size": [H, H], "counts": [0, H * H]}},
+    ),
+    "sum": (BAD_SUM, {"segmentation": {"size": [H, W], "counts": [5, H * W]}}),
+    "negative run": (BAD_RUNS, {"segmentation": {"size": [H, W], "counts": [-1, H * W + 1]}}),
+    "fractions": (BAD_RUNS, {"segmentation": {"size": [H, W], "counts": [0.0, float(H * W)]}}),
+    "packed sum": (BAD_SUM, {"segmentation": {"size": [H, W], "counts": "05"}}),
+    "cut off": (BAD_RUNS, {"segmentation": {"size": [H, W], "counts": "0P"}}),
+    "not packed": (BAD_RUNS, {"segmentation": {"size": [H, W], "counts": "é~"}}),
+    "half a character": (BAD_RUNS, {"segmentation": {"size": [H, W], "counts": "\ud83d"}}),
+    "no counts": (BAD_RUNS, {"segmentation": {"size": [H, W]}}),
     "no pixel": (EMPTY, {"segmentation": {"size": [H, W], "counts": [H * W]}}),
     "run of none": (EMPTY, {"segmentation": {"size": [H, W], "counts": [H * W, 0]}}),
     "line": (EMPTY, {"segmentation": [[4, 2, 14, 2, 24, 2]]}),

@@ -12,6 +12,7 @@ from data.coco_folders import (
     BAD,
     BAD_BOX,
     GOOD,
+    NO_BOX,
     SIZES,
     H,
     W,
@@ -128,18 +129,17 @@ def test_a_missing_crowd_flag_means_an_object(tmp_path: Path) -> None:
     assert opened(spec).train.crowd.tolist() == [False]
 
 
-def test_boxes_that_reach_out_are_clipped_and_listed(tmp_path: Path) -> None:
+def test_boxes_that_reach_out_are_clipped_for_training_only_and_listed(tmp_path: Path) -> None:
     boxes = [[-0.5, 2, 10, 12], [-3, 2, 10, 12], [30, 20, 50, 3.5]]
     entries = [annotation(number, 11, 3, box) for number, box in enumerate(boxes, start=1)]
     images = opened(with_annotations(tmp_path, *entries)).train
     assert images[0][1].boxes.tolist() == [[0, 2, 9.5, 14], [0, 2, 7, 14], [30, 20, W, H]]
-    assert images.clipped == (2, 3)
-    # Less than a pixel is rounding; an evaluation sees the file's own numbers.
-    assert [entry["bbox"] for entry in images.ground_truth()["annotations"]] == [
-        [-0.5, 2, 10, 12],
-        [0, 2, 7, 12],
-        [30, 20, 7, 3],
-    ]
+    # Less than a pixel is rounding.
+    assert images.report.reaching_out == (2, 3)
+    (note,) = images.report.notes()
+    assert note.startswith("2 annotations that reach out of their image in")
+    # An evaluation sees the file's own numbers.
+    assert [entry["bbox"] for entry in images.ground_truth()["annotations"]] == boxes
 
 
 def test_a_box_that_disagrees_with_its_mask_stays(tmp_path: Path) -> None:
@@ -163,7 +163,7 @@ def test_a_bad_annotation_is_refused_by_id_or_dropped(tmp_path: Path, name: str)
 
 def test_without_box_and_segmentation_there_is_nothing_to_learn(tmp_path: Path) -> None:
     spec = with_annotations(tmp_path, GOOD, annotation(2, 11, 3, [4, 2, 3, 5], bbox=None, segmentation=None))
-    assert opened(spec, masks=False, on_bad_annotation="drop").train.dropped == {BAD_BOX: (2,)}
+    assert opened(spec, masks=False, on_bad_annotation="drop").train.dropped == {NO_BOX: (2,)}
 
 
 def test_all_problems_of_both_splits_come_in_one_sentence(tmp_path: Path) -> None:
@@ -176,12 +176,21 @@ def test_all_problems_of_both_splits_come_in_one_sentence(tmp_path: Path) -> Non
     assert "instances_val2017.json' has annotations without a segmentation: 1 (2), but" in sentence
 
 
-def test_of_annotations_with_the_same_id_the_first_stays(tmp_path: Path) -> None:
-    spec = with_annotations(tmp_path, GOOD, {**GOOD, "bbox": [1, 1, 2, 2]}, {**GOOD, "id": 2})
-    assert "annotations whose id comes twice: 1 (1), but" in refused(spec)
-    images = opened(spec, on_bad_annotation="drop").train
-    assert images.dropped == {"annotations whose id comes twice": (1,)}
-    assert images[0][1].boxes.tolist() == [[4, 2, 14, 14], [4, 2, 14, 14]]
+@pytest.mark.parametrize("on_bad_annotation", ["refuse", "drop"])
+def test_annotations_with_the_same_id_all_stay_and_are_counted(tmp_path: Path, on_bad_annotation: str) -> None:
+    spec = with_annotations(tmp_path, GOOD, {**GOOD, "bbox": [1, 1, 2, 2]}, {**GOOD, "id": 2}, GOOD)
+    images = opened(spec, on_bad_annotation=on_bad_annotation).train
+    assert images.dropped == {}
+    assert images[0][1].boxes.tolist() == [[4, 2, 14, 14], [1, 1, 3, 3], [4, 2, 14, 14], [4, 2, 14, 14]]
+    file = tmp_path / "annotations/instances_train2017.json"
+    assert images.report.notes() == (f"3 of 4 annotations in {file} share their id with another one; all are kept",)
+    truth = images.ground_truth()["annotations"]
+    assert [(entry["id"], entry["bbox"][0]) for entry in truth] == [(1, 4), (2, 1), (3, 4), (4, 4)]
+
+
+def test_bad_annotations_that_share_an_id_are_counted_each(tmp_path: Path) -> None:
+    bad = [{**GOOD, "id": 0, "category_id": 1}] * 75
+    assert "annotations of an unknown category: 75 (0), but" in refused(with_annotations(tmp_path, GOOD, *bad))
 
 
 def without_file(what: dict[str, Any]) -> None:
@@ -201,22 +210,23 @@ def twice(what: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "kind"),
+    ("spoil", "kind", "which"),
     [
-        (without_file, "images whose file is missing"),
-        (without_width, "images without a positive width and height"),
-        (without_height, "images without a positive width and height"),
-        (twice, "images whose id comes twice"),
+        (without_file, "images whose file is missing", ("absent.png",)),
+        (without_width, "images without a positive width and height", (11,)),
+        (without_height, "images without a positive width and height", (11,)),
+        (twice, "images whose id comes twice", (11, 11)),
     ],
 )
-def test_a_bad_image_goes_with_its_annotations(tmp_path: Path, spoil: Any, kind: str) -> None:
+def test_a_bad_image_goes_with_its_annotations(tmp_path: Path, spoil: Any, kind: str, which: tuple[Any, ...]) -> None:
     spec, what = write_coco(tmp_path), train_content()
     spoil(what)
     (tmp_path / "annotations/instances_train2017.json").write_text(json.dumps(what))
     sentence = refused(spec)
-    assert f"{kind}: 1 (11), but there should be none" in sentence
+    searched = f", searched in '{tmp_path}/train2017'" if spoil is without_file else ""
+    assert f"{kind}: {len(which)} ({which[0]}{searched}), but there should be none" in sentence
     images = opened(spec, on_bad_annotation="drop").train
-    assert images.dropped == {kind: (11,), "annotations of images that are left out": (101, 103, 104)}
+    assert images.dropped == {kind: which, "annotations of images that are left out": (101, 103, 104)}
     assert images.image_ids.tolist() == [5, 8]
     assert images[1][1].segmentations == (train_content()["annotations"][1]["segmentation"],)
     truth = images.ground_truth()

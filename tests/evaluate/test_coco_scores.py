@@ -1,6 +1,4 @@
-import contextlib
 import copy
-import io
 import json
 import logging
 import sys
@@ -8,32 +6,13 @@ import sys
 import numpy as np
 import pycocotools.mask as coco_masks
 import pytest
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
+from evaluate.original_scores import TWELVE, pycocotools_numbers
 
 from parhelion.errors import UserError
 from parhelion.evaluate.coco_scores import IOUS, coco_scores
 
-PRECISIONS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
-RECALLS = ("ar1", "ar10", "ar100", "ar_small", "ar_medium", "ar_large")
-TWELVE = PRECISIONS + RECALLS
 SIZES = {3: (120, 167), 8: (211, 149), 11: (97, 301), 20: (251, 260), 21: (64, 67)}
 CATEGORIES = [{"id": 2, "name": "coat"}, {"id": 5, "name": "shoe"}, {"id": 9, "name": "bag"}]
-
-
-def pycocotools_numbers(ground_truth, results, kind):
-    """COCO's twelve numbers from the original program, -1 where there is no instance."""
-    unused = {"bbox": "segmentation", "segm": "bbox"}[kind]
-    results = [{key: value for key, value in entry.items() if key != unused} for entry in copy.deepcopy(results)]
-    with contextlib.redirect_stdout(io.StringIO()):
-        truth = COCO()
-        truth.dataset = copy.deepcopy(ground_truth)
-        truth.createIndex()
-        evaluation = COCOeval(truth, truth.loadRes(results), kind)
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
-    return dict(zip(TWELVE, evaluation.stats.tolist(), strict=True))
 
 
 def assert_as_pycocotools(ground_truth, results, masks=True):
@@ -128,6 +107,32 @@ def test_random_detections_score_as_pycocotools_says(seed):
 def test_equal_scores_are_ranked_as_pycocotools_ranks_them(seed):
     ground_truth, results = random_case(seed)
     assert_as_pycocotools(ground_truth, [{**entry, "score": round(entry["score"], 1)} for entry in results])
+
+
+@pytest.mark.parametrize("far", [2**31, 2**53 + 1, 2**62, -(2**62)])
+def test_ids_of_any_size_score_like_small_ones(far):
+    ground_truth, results = random_case(5)
+    # Not all of them far, and the order stays.
+    moved = {number: number + (far if (number > 8) == (far > 0) else 0) for number in SIZES}
+    classes = {2: 2 + min(far, 0), 5: 5, 9: 9 + max(far, 0)}
+
+    def with_ids(entry):
+        return {**entry, "image_id": moved[entry["image_id"]], "category_id": classes[entry["category_id"]]}
+
+    large = {
+        "images": [{**one, "id": moved[one["id"]]} for one in ground_truth["images"]],
+        "categories": [{**one, "id": classes[one["id"]]} for one in CATEGORIES],
+        "annotations": [{**with_ids(one), "id": far + one["id"]} for one in ground_truth["annotations"]],
+    }
+    scores = coco_scores(large, list(map(with_ids, results)), masks=True)
+    assert scores == coco_scores(ground_truth, results, masks=True)
+
+
+def test_annotations_of_an_unknown_image_or_category_do_not_count():
+    ground_truth, results = random_case(6)
+    strange = [{**ground_truth["annotations"][0], key: 10**6} for key in ("image_id", "category_id")]
+    more = {**ground_truth, "annotations": ground_truth["annotations"] + strange}
+    assert coco_scores(more, results, masks=True) == coco_scores(ground_truth, results, masks=True)
 
 
 def objects():

@@ -205,6 +205,7 @@ def test_the_header_alone_tells_what_is_in_the_file(tmp_path: Path) -> None:
         "detector": json.loads(json.dumps(ARGUMENTS)),
         "class_names": list(CLASSES),
         "category_ids": list(CATEGORY_IDS),
+        "exif": "upright",
         "epoch": 4,
         "metrics": {"box_ap": 0.25},
     }

@@ -30,6 +30,7 @@ IN_EVALUATION = {"min_score": 0.5, "max_found": 1}
 ELSEWHERE = {  # fields that change how a run goes, not what comes out; where they are tried
     "schedule", "step_updates", "drop_updates", "recompute", "checkpoint_updates", "keep", "sharding",  # below
     "workers", "on_bad_image", "on_bad_annotation",  # test_detection.py
+    "exif",  # test_detection_photos.py
     "sync_bn",  # test_detection_processes.py
 }
 # fmt: on

@@ -36,6 +36,9 @@ class Arguments:
     """What to do with an unreadable image: refuse: stop and name it; skip: leave it out and count it."""
     on_bad_annotation: Literal["refuse", "drop"] = "refuse"
     """What a detector does with annotations that cannot be: refuse: stop and list them; drop: leave them out."""
+    exif: Literal["upright", "stored"] | None = None
+    """How a detector's photos are read that EXIF says were taken with the camera turned; upright: turned as it says;
+    stored: as their pixels are stored, for annotations made that way; if not given, as in training."""
     results: Path | None = None
     """A detector's findings go to this file, as COCO's results."""
     json: bool = False
@@ -57,7 +60,7 @@ def run(arguments: list[str]) -> None:
         refuse_options(chosen, "a classifier", data_dir=None, download=False)
         _detector(chosen)
     else:
-        refuse_options(chosen, "a detector", results=None, on_bad_annotation="refuse")
+        refuse_options(chosen, "a detector", results=None, on_bad_annotation="refuse", exif=None)
         _classifier(chosen)
 
 
@@ -108,6 +111,7 @@ def _detector(chosen: Arguments) -> None:
         splits=("val",),
         masks=detector.masks,
         on_bad_annotation=chosen.on_bad_annotation,
+        exif=chosen.exif or detector.exif,
     )
     assert source.val is not None
     if chosen.image_px:
@@ -127,11 +131,11 @@ def _detector(chosen: Arguments) -> None:
     dropped = {kind: list(ids) for kind, ids in source.val.dropped.items()}
     if chosen.json:
         facts: dict[str, Any] = {"model": detector.name, "data": chosen.data, "images": len(results.image_ids)}
-        left_out = {"skipped": len(results.skipped), "dropped": dropped}
+        left_out = {"skipped": len(results.skipped), "dropped": dropped, "notes": source.val.report.notes()}
         print(json.dumps({**facts, **left_out, **scores.as_dict()}, indent=2, ensure_ascii=False))
     else:
-        for kind, ids in dropped.items():
-            print(f"left out: {len(ids)} {kind}")
+        for sentence in source.val.report.notes():
+            print(sentence)
         _show_skipped(f"{detector.name} on {source.name}", len(results.image_ids), results.skipped)
         print(scores.text())
 

@@ -15,12 +15,16 @@ from parhelion.data.mask_drawing import unpacked
 OF_LEFT_OUT = "annotations of images that are left out"
 NO_IMAGE = "annotations of an unknown image"
 NO_CATEGORY = "annotations of an unknown category"
+NO_BOX = "annotations without a box of four finite numbers"
 BAD_BOX = "annotations with a degenerate box"
 BOX_OUTSIDE = "annotations with a box outside the image"
 NO_SEGMENTATION = "annotations without a segmentation"
 MALFORMED = "annotations with a malformed segmentation"
 MASK_OUTSIDE = "annotations with a mask outside the image"
 EMPTY_MASK = "annotations with an empty mask"
+
+FEW_POINTS = "a polygon of fewer than three points"
+"""Covers no pixel, so that nothing is lost without it."""
 
 NUMBERS = {int, float}
 COMPACT = json.JSONEncoder(separators=(",", ":"))
@@ -47,18 +51,22 @@ class Annotation(NamedTuple):
     label: int
     crowd: bool
     box: Box
-    """Left, top, width, height: clipped if `clipped`, otherwise as in the file."""
-    clipped: bool
-    """Whether the box reached out of the image by more than a pixel."""
+    """Left, top, width, height as in the file; if it does not say, the bounds of the mask."""
+    reaches_out: bool
+    """Whether the box leaves the image by more than a pixel."""
     area: float
-    """NaN if the file does not say."""
+    """As in the file; NaN if it does not say."""
     segmentation: bytes
-    """As JSON; null if masks are not read."""
+    """As JSON, without bad polygons; null if masks are not read."""
+    bad_polygons: tuple[str, ...]
+    """What is wrong with each polygon that was left out."""
+    unmatchable: str | None
+    """Why no detection can match it (BAD_BOX, BOX_OUTSIDE, MASK_OUTSIDE or EMPTY_MASK); None if one can."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Checks:
-    """What an annotation in COCO's format may refer to, and whether it needs a mask."""
+    """What an annotation in COCO's format may refer to, and what it needs."""
 
     images: Mapping[int, tuple[int, tuple[int, int]]]
     """Row and size (h, w) of each usable image, by id."""
@@ -67,6 +75,8 @@ class Checks:
     labels: Mapping[int, int]
     """The label of each category, by id."""
     masks: bool
+    keep_unmatchable: bool = False
+    """Whether those stay that no detection can match: COCO's programs count them."""
 
     def usable(self, entry: Mapping[str, Any]) -> Annotation:
         """The annotation in `entry`, whose ids are integers; raises Unusable."""
@@ -75,30 +85,38 @@ class Checks:
         if entry["category_id"] not in self.labels:
             raise Unusable(NO_CATEGORY)
         image, size = self.images[entry["image_id"]]
-        segmentation = entry.get("segmentation") or None
-        box, clipped = self._box(entry.get("bbox"), segmentation, size)
+        box, segmentation, bad_polygons = self._parts(entry, size)
+        problem = None if segmentation is None else segmentation_problem(segmentation, size)
+        problem = problem or box_problem(box, size)
+        if problem and not self.keep_unmatchable:
+            raise Unusable(problem)
         return Annotation(
             image=image,
             identifier=entry["id"],
             label=self.labels[entry["category_id"]],
             crowd=entry.get("iscrowd") == 1,
             box=box,
-            clipped=clipped,
+            reaches_out=problem is None and _reaches_out(box, size),
             area=_area(entry.get("area")),
             segmentation=COMPACT.encode(segmentation if self.masks else None).encode(),
+            bad_polygons=bad_polygons,
+            unmatchable=problem,
         )
 
-    def _box(self, box: Any, segmentation: Any, size: tuple[int, int]) -> tuple[Box, bool]:
-        """The box, from the segmentation if there is none, and whether it was clipped; both are checked."""
-        inside = None if box is None else _inside(box, size)
-        if segmentation is None and (self.masks or not inside):
-            raise Unusable(NO_SEGMENTATION if self.masks else BAD_BOX)
-        if (self.masks or not inside) and (problem := segmentation_problem(segmentation, size)):
-            raise Unusable(problem)
-        if inside:
-            return inside
-        left, top, right, bottom = segmentation_bounds(segmentation, size)
-        return _inside([left, top, right - left, bottom - top], size)
+    def _parts(self, entry: Mapping[str, Any], size: tuple[int, int]) -> tuple[Box, Any, tuple[str, ...]]:
+        """Box, segmentation (None where it is not needed), what is wrong with polygons left out; raises Unusable."""
+        box, given = _box(entry.get("bbox")), entry.get("segmentation") or None
+        if box is not None and not self.masks:
+            return box, None, ()
+        if given is None:
+            raise Unusable(NO_SEGMENTATION if self.masks else NO_BOX)
+        segmentation, bad_polygons = drawable(given, size)
+        if box is None:
+            left, top, right, bottom = segmentation_bounds(segmentation, size)
+            # Of the mask, which ends at the border.
+            left, top, right, bottom = max(left, 0.0), max(top, 0.0), min(right, size[1]), min(bottom, size[0])
+            box = left, top, right - left, bottom - top
+        return box, segmentation, bad_polygons
 
 
 def is_side(value: Any) -> bool:
@@ -106,16 +124,36 @@ def is_side(value: Any) -> bool:
     return type(value) in NUMBERS and 0 < value < 2**31 and value == int(value)
 
 
+def drawable(segmentation: Any, size: tuple[int, int]) -> tuple[Any, tuple[str, ...]]:
+    """`segmentation` without the polygons that cannot be drawn on h x w pixels, and what is wrong with each of those.
+
+    Raises Unusable, MALFORMED with the reason, where nothing is left.
+    """
+    if isinstance(segmentation, dict):
+        if problem := _run_length_problem(segmentation, size):
+            raise Unusable(f"{MALFORMED} ({problem})")
+        return segmentation, ()
+    if not isinstance(segmentation, list):
+        raise Unusable(f"{MALFORMED} (neither polygons nor run lengths)")
+    if NUMBERS.issuperset(map(type, segmentation)):
+        raise Unusable(f"{MALFORMED} (numbers where lists of numbers should be)")
+    problems = [_polygon_problem(polygon) for polygon in segmentation]
+    good = [polygon for polygon, problem in zip(segmentation, problems, strict=True) if problem is None]
+    bad = tuple(problem for problem in problems if problem is not None)
+    if not good:
+        raise Unusable(f"{MALFORMED} ({bad[0]})")
+    return good, bad
+
+
 def segmentation_problem(segmentation: Any, size: tuple[int, int]) -> str | None:
-    """MALFORMED, MASK_OUTSIDE or EMPTY_MASK, or None for a segmentation that can be drawn on an image of h x w pixels.
+    """MASK_OUTSIDE or EMPTY_MASK, or None for a drawable segmentation that covers something of h x w pixels.
 
     Run lengths are added up. Polygons are not drawn, for that would take minutes on a large data set, except those
     whose area is less than a pixel: a sliver with a larger one that covers the centre of no pixel passes.
     """
     if isinstance(segmentation, dict):
-        return _run_length_problem(segmentation, size)
-    if not isinstance(segmentation, list) or not segmentation or not all(map(_is_polygon, segmentation)):
-        return MALFORMED
+        # The runs alternate, outside first.
+        return None if any(_runs(segmentation)[1::2]) else EMPTY_MASK
     left, top, right, bottom = segmentation_bounds(segmentation, size)
     if right <= 0 or bottom <= 0 or left >= size[1] or top >= size[0]:
         return MASK_OUTSIDE
@@ -124,42 +162,52 @@ def segmentation_problem(segmentation: Any, size: tuple[int, int]) -> str | None
     return EMPTY_MASK if small and not mask_area(segmentation, size) else None
 
 
-def _area(value: Any) -> float:
-    return float(value) if type(value) in NUMBERS and 0 <= value < FAR else math.nan
-
-
-def _inside(box: Any, size: tuple[int, int]) -> tuple[Box, bool]:
-    """The box, clipped if it reaches out of the image by more than a pixel, and whether it does; raises Unusable."""
-    if not isinstance(box, list) or len(box) != 4 or not all(type(side) in NUMBERS and abs(side) < FAR for side in box):
-        raise Unusable(BAD_BOX)
-    left, top, width, height = map(float, box)
+def box_problem(box: Box, size: tuple[int, int]) -> str | None:
+    """BAD_BOX or BOX_OUTSIDE, or None for a box that covers something of an image of h x w pixels."""
+    left, top, width, height = box
     right, bottom = left + width, top + height
     if width <= 0 or height <= 0:
-        raise Unusable(BAD_BOX)
+        return BAD_BOX
     h, w = size
     if left >= w or top >= h or right <= 0 or bottom <= 0:
-        raise Unusable(BOX_OUTSIDE)
-    within = max(left, 0.0), max(top, 0.0), min(right, float(w)), min(bottom, float(h))
+        return BOX_OUTSIDE
     # Training reads boxes as float32, in which a very thin one has no area left.
-    if not (np.float32(within[0]) < np.float32(within[2]) and np.float32(within[1]) < np.float32(within[3])):
-        raise Unusable(BAD_BOX)
-    if left >= -1 and top >= -1 and right <= w + 1 and bottom <= h + 1:
-        return (left, top, width, height), False
-    return (within[0], within[1], within[2] - within[0], within[3] - within[1]), True
+    left, top, right, bottom = map(np.float32, (max(left, 0), max(top, 0), min(right, w), min(bottom, h)))
+    return None if left < right and top < bottom else BAD_BOX
 
 
-def _is_polygon(points: Any) -> bool:
-    """Whether these are three points or more: column, row, column, row and so on."""
-    return (
-        isinstance(points, list)
-        and len(points) >= 6
-        and len(points) % 2 == 0
-        and NUMBERS.issuperset(map(type, points))
-        and min(points) >= -FARTHEST_PX
-        and max(points) <= FARTHEST_PX
-        # NaN, which compares with nothing.
-        and math.isfinite(sum(points))
-    )
+def _box(sides: Any) -> Box | None:
+    """The four numbers, or None for None; raises Unusable for anything else."""
+    if sides is None:
+        return None
+    if not isinstance(sides, list) or len(sides) != 4:
+        raise Unusable(NO_BOX)
+    if not all(type(side) in NUMBERS and abs(side) < FAR for side in sides):
+        raise Unusable(NO_BOX)
+    left, top, width, height = map(float, sides)
+    return left, top, width, height
+
+
+def _reaches_out(box: Box, size: tuple[int, int]) -> bool:
+    """By more than a pixel: less is rounding."""
+    left, top, width, height = box
+    return min(left, top) < -1 or left + width > size[1] + 1 or top + height > size[0] + 1
+
+
+def _area(value: Any) -> float:
+    return float(value) if type(value) in NUMBERS and abs(value) < FAR else math.nan
+
+
+def _polygon_problem(points: Any) -> str | None:
+    """What is wrong with a polygon: column, row, column, row and so on; None for three points or more."""
+    if not isinstance(points, list) or not NUMBERS.issuperset(map(type, points)):
+        return "a polygon that is not a list of numbers"
+    # NaN compares with nothing, so that it may pass the first two.
+    if points and not (min(points) >= -FARTHEST_PX and max(points) <= FARTHEST_PX and math.isfinite(sum(points))):
+        return f"a polygon with a number that is not finite or beyond {FARTHEST_PX:,.0f} pixels"
+    if len(points) % 2:
+        return "a polygon with an odd count of numbers"
+    return None if len(points) >= 6 else FEW_POINTS
 
 
 def _polygon_area(points: list[float]) -> float:
@@ -171,12 +219,17 @@ def _polygon_area(points: list[float]) -> float:
 
 
 def _run_length_problem(encoded: dict[str, Any], size: tuple[int, int]) -> str | None:
+    """What is wrong with run lengths that cannot be those of an image of h x w pixels, in words."""
+    if encoded.get("size") == [*reversed(size)] and size[0] != size[1]:
+        return "run lengths whose size is width, height where height, width should be"
+    if encoded.get("size") != list(size):
+        return "run lengths of another size than the image"
+    runs = _runs(encoded)
+    if not isinstance(runs, list) or not runs or {type(run) for run in runs} != {int} or min(runs) < 0:
+        return "run lengths that are neither whole numbers from 0 nor COCO's text"
+    return None if sum(runs) == math.prod(size) else "run lengths that do not add up to the size of the image"
+
+
+def _runs(encoded: dict[str, Any]) -> Any:
     runs = encoded.get("counts")
-    if isinstance(runs, str):
-        runs = unpacked(runs)
-    if not isinstance(runs, list) or not runs or {type(run) for run in runs} != {int}:
-        return MALFORMED
-    if encoded.get("size") != list(size) or min(runs) < 0 or sum(runs) != math.prod(size):
-        return MALFORMED
-    # The runs alternate, outside first.
-    return None if any(runs[1::2]) else EMPTY_MASK
+    return unpacked(runs) if isinstance(runs, str) else runs

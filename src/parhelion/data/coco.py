@@ -1,6 +1,8 @@
 """Images with annotated objects in COCO's format, checked when they are opened."""
 
 import json
+import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +12,12 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset
 
-from parhelion.data.annotations import OF_LEFT_OUT, Checks
+from parhelion.data.annotations import Checks
 from parhelion.data.coco_file import content, usable_annotations, usable_images
-from parhelion.data.images import MODES, BadImage, open_image
+from parhelion.data.coco_headers import size_mismatch
+from parhelion.data.coco_paths import BESIDE_THE_IMAGES, ImageFiles, images_folder
+from parhelion.data.coco_report import Report, by_problem, sharing_ids
+from parhelion.data.images import MODES, BadImage, Exif, open_image
 from parhelion.data.instances import Instances, Texts, mask_area
 from parhelion.data.mask_drawing import mask_library
 from parhelion.data.samples import VAL_NAMES, Split, few, val_name
@@ -21,20 +26,21 @@ from parhelion.errors import UserError
 DetectionSample: TypeAlias = tuple[Image.Image | BadImage, Instances, str]
 """The image, or why it cannot be used; what is annotated in it; its path."""
 
-BESIDE_THE_IMAGES = "_annotations.coco.json"
+YEAR = re.compile(r":\d+$")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class CocoImages(Dataset[DetectionSample]):
     """The images of one annotation file, in its order, those without objects included; N images, M annotations.
 
-    An image is a BadImage when it cannot be read or has not the size that the file says, upright. What is annotated
-    is in a few arrays, the annotations of an image in a row, so that worker processes share it (see `Texts`).
+    An image is a BadImage when it cannot be read or has not the size that the file says. What is annotated is in a
+    few arrays, the annotations of an image in a row, so that worker processes share it (see `Texts`).
     """
 
     file: Path
     folder: Path
     in_chans: int
+    exif: Exif
     class_names: tuple[str, ...]
     category_ids: tuple[int, ...]
     image_ids: np.ndarray
@@ -51,44 +57,56 @@ class CocoImages(Dataset[DetectionSample]):
     crowd: np.ndarray
     """(M,) bool."""
     boxes: np.ndarray
-    """(M, 4) float64: left, top, width, height, as in the file; those in `clipped` are clipped."""
+    """(M, 4) float64: left, top, width, height, as in the file, also where they leave the image."""
+    matchable: np.ndarray
+    """(M,) bool: whether a detection can match it; the others count in scores alone, see `Report.unmatchable`."""
     areas: np.ndarray
     """(M,) float64 as in the file; NaN where it does not say."""
     segmentations: Texts
     """(M,) JSON; null for those without, and for all when masks were not asked."""
-    dropped: Mapping[str, tuple[int, ...]]
-    """Ids of what cannot be used, for each kind of problem; an annotation counts for the first that it has."""
-    clipped: tuple[int, ...]
-    """Ids of annotations whose box reached out of the image by more than a pixel."""
+    report: Report
+    """What is left out, and what is not used as it stands."""
 
     def __len__(self) -> int:
         return len(self.image_ids)
 
     def __getitem__(self, index: int) -> DetectionSample:
         number = range(len(self))[index]
-        instances, path = self._instances(number), str(self.folder / self.file_names[number].decode())
+        instances, path = self._instances(number), self.path(number)
         try:
-            image = open_image(path, self.in_chans)
+            image = open_image(path, self.in_chans, exif=self.exif)
         except BadImage as bad:
             return bad.with_traceback(None), instances, path
-        h, w = instances.size
-        if image.size != (w, h):
-            sentence = f"the image {path} is {image.width} x {image.height} pixels, but its annotations say {w} x {h}"
-            return BadImage(sentence), instances, path
+        if (image.height, image.width) != instances.size:
+            return size_mismatch(path, (image.height, image.width), instances.size), instances, path
         return image, instances, path
+
+    def path(self, number: int) -> str:
+        """That of an image on disk."""
+        return str(self.folder / self.name(number))
+
+    def name(self, number: int) -> str:
+        """Its path below the folder of images."""
+        return os.fsdecode(self.file_names[number])
+
+    @property
+    def dropped(self) -> Mapping[str, tuple[int | str, ...]]:
+        """`Report.dropped`."""
+        return self.report.dropped
 
     def _instances(self, number: int) -> Instances:
         here = slice(*self.starts[number : number + 2].tolist())
+        rows = here.start + np.flatnonzero(self.matchable[here])
         h, w = self.sizes[number].tolist()
-        left, top, width, height = self.boxes[here].T
+        left, top, width, height = self.boxes[rows].T
         edges = np.stack([left, top, left + width, top + height], axis=1)
         return Instances(
             image_id=int(self.image_ids[number]),
             size=(h, w),
             boxes=edges.clip(0, [w, h, w, h]).astype(np.float32),
-            labels=self.labels[here].copy(),
-            crowd=self.crowd[here].copy(),
-            segmentations=tuple(json.loads(self.segmentations[row]) for row in range(here.start, here.stop)),
+            labels=self.labels[rows],
+            crowd=self.crowd[rows],
+            segmentations=tuple(json.loads(self.segmentations[row]) for row in rows.tolist()),
         )
 
     def counts(self) -> dict[str, int]:
@@ -103,17 +121,20 @@ class CocoImages(Dataset[DetectionSample]):
     def ground_truth(self) -> dict[str, Any]:
         """What is here in COCO's format, as pycocotools and faster-coco-eval take it, dropped things left out.
 
-        Areas that the file does not give are those of the masks, or of the boxes when masks were not asked. Ids of
-        annotations are one higher where one of them is 0, which for an evaluation means "nothing found".
+        Boxes, areas and segmentations are the file's own, not clipped. Areas that the file does not give are those of
+        the masks, or of the boxes when masks were not asked. Annotations are numbered from 1 where two share an id or
+        one has the id 0, which for an evaluation means "nothing found".
         """
         images = [
-            {"id": identifier, "file_name": self.file_names[number].decode(), "height": h, "width": w}
+            {"id": identifier, "file_name": self.name(number), "height": h, "width": w}
             for number, (identifier, (h, w)) in enumerate(
                 zip(self.image_ids.tolist(), self.sizes.tolist(), strict=True)
             )
         ]
         of_image = np.repeat(np.arange(len(self)), np.diff(self.starts)).tolist()
-        identifiers = (self.annotation_ids + (0 in self.annotation_ids)).tolist()
+        identifiers = self.annotation_ids.tolist()
+        if 0 in identifiers or len(set(identifiers)) < len(identifiers):
+            identifiers = list(range(1, len(identifiers) + 1))
         annotations = [
             {"id": identifier, **self._annotation(row, number)}
             for row, (identifier, number) in enumerate(zip(identifiers, of_image, strict=True))
@@ -162,35 +183,47 @@ def open_coco(
     splits: Sequence[Split],
     masks: bool,
     on_bad_annotation: Literal["refuse", "drop"],
+    exif: Exif = "upright",
 ) -> DetectionSource:
-    """The asked splits of "coco:DIR"; the images come in RGB (`in_chans` 3) or grey (1).
+    """The asked splits of "coco:DIR"; the images come in RGB (`in_chans` 3) or grey (1), upright or as stored.
 
     Either DIR/annotations/instances_train2017.json and the like (any digits or none), with the images in DIR/train2017,
     DIR/images/train2017, DIR/train, DIR/images/train, DIR/images or DIR, the first where one is found; or
     DIR/train/_annotations.coco.json with the images beside it. For evaluation `val` takes the place of `train`,
-    or validation, valid, test, the first that exists.
+    or validation, valid, test, the first that exists. Of several years side by side "coco:DIR:2017" names one.
 
-    All images and annotations are checked. What cannot be used is refused, in one sentence for all, or dropped and
-    listed in `CocoImages.dropped`. Boxes that reach out of the image are clipped; a box that disagrees with its mask
-    stays. Of annotations whose id comes twice the first is kept, of images none: nobody can tell which one the
-    annotations mean. Without `masks` segmentations are neither kept nor checked, except to find a box that is missing.
-    Polygons are not drawn here (see `segmentation_problem`), and images are not opened.
+    All images and annotations are checked. What cannot be used is refused, in one sentence for all, or dropped; of an
+    object with good polygons beside bad ones the good ones stay. What nothing can match, such as a box of no size, is
+    dropped from training only: COCO's programs count it. `CocoImages.report` lists all that. Boxes that leave the image
+    are clipped for training; one that disagrees with its mask stays. Annotations that share an id all stay; of images
+    that do none is kept, for nobody can tell which one the annotations mean. Without `masks` segmentations are neither
+    kept nor checked, except to find a box that is missing. Polygons are not drawn here (see `segmentation_problem`),
+    and images are not opened (see `coco_headers.misfits`).
 
     Raises UserError.
     """
-    kind, _, place = spec.partition(":")
-    folder = Path(place)
-    if kind != "coco" or not place or not folder.is_dir():
-        raise UserError(f"there is no data source '{spec}': it should be coco:DIR, where DIR is an existing folder")
+    folder, year = _folder_and_year(spec)
     if in_chans not in MODES:
         raise UserError(f"in_chans is {in_chans}, but images are read with 3 channels (RGB) or 1 (grey)")
     if on_bad_annotation not in ("refuse", "drop"):
         raise UserError(f"on_bad_annotation is {on_bad_annotation!r}, but it should be 'refuse' or 'drop'")
+    if exif not in ("upright", "stored"):
+        raise UserError(f"exif is {exif!r}, but it should be 'upright' or 'stored'")
     if masks:
         # Early, not with the first mask.
         mask_library()
-    files = {split: _annotation_file(folder, split) for split in ("train", "val") if split in splits}
-    opened = {split: _read(file, folder, in_chans, masks) for split, file in files.items()}
+    files = {split: _annotation_file(folder, split, year) for split in ("train", "val") if split in splits}
+    opened = {
+        split: _read(
+            file,
+            folder,
+            in_chans=in_chans,
+            masks=masks,
+            exif=exif,
+            keep_unmatchable=split != "train" and on_bad_annotation == "drop",
+        )
+        for split, file in files.items()
+    }
     train, val = opened.get("train"), opened.get("val")
     if train and val:
         _refuse_different_categories(train, val)
@@ -198,17 +231,31 @@ def open_coco(
         _refuse_dropped(list(opened.values()))
     for images in opened.values():
         if not len(images):
-            raise UserError(f"no image of '{images.file}' can be used: {_described(images.dropped)}")
+            raise UserError(f"no image of '{images.file}' can be used: {images.report.described()}")
     either = train or val
     return DetectionSource(
         spec, train, val, either.class_names if either else (), either.category_ids if either else ()
     )
 
 
-def _annotation_file(folder: Path, split: Split) -> Path:
-    """The file of a split; raises UserError when there is none, or more than one."""
+def _folder_and_year(spec: str) -> tuple[Path, str]:
+    """What "coco:DIR" or "coco:DIR:2017" names, the year as digits or ""; raises UserError."""
+    kind, _, place = spec.partition(":")
+    # No shell expands a ~ after a colon.
+    place = os.path.expanduser(place)
+    folder, year = Path(place), ""
+    if not folder.is_dir() and YEAR.search(place):
+        place, _, year = place.rpartition(":")
+        folder = Path(place)
+    if kind != "coco" or not place or not folder.is_dir():
+        raise UserError(f"there is no data source '{spec}': it should be coco:DIR, where DIR is an existing folder")
+    return folder, year
+
+
+def _annotation_file(folder: Path, split: Split, year: str = "") -> Path:
+    """The file of a split, of several the one whose name ends in `year`; raises UserError unless there is just one."""
     found: dict[str, list[Path]] = {}
-    for file in sorted(folder.glob("annotations/instances_*.json")):
+    for file in sorted(folder.glob(f"annotations/instances_*{year}.json")):
         found.setdefault(_subset(file).rstrip("0123456789"), []).append(file)
     for subset in ("train", *VAL_NAMES):
         if (folder / subset / BESIDE_THE_IMAGES).is_file():
@@ -219,11 +266,16 @@ def _annotation_file(folder: Path, split: Split) -> Path:
         there = sorted(str(path.relative_to(folder)) for path in (*folder.glob("*"), *folder.glob("annotations/*")))
         raise UserError(
             f"'{folder}' has no annotations for {split}: it holds {few(there) or 'nothing'}, but should hold "
-            f"annotations/instances_NAME.json or NAME/{BESIDE_THE_IMAGES}, where NAME is {' or '.join(names)}"
+            f"annotations/instances_NAME{year}.json or NAME/{BESIDE_THE_IMAGES}, where NAME is {' or '.join(names)}"
         )
     if len(found[name]) > 1:
-        files = few([str(file.relative_to(folder)) for file in found[name]])
-        raise UserError(f"'{folder}' has several annotation files for {split}, {files}, but there should be one")
+        files = [str(file.relative_to(folder)) for file in found[name]]
+        years = [digits for file in found[name] if (digits := _subset(file).removeprefix(name)).isdigit()]
+        choice = f"choose by the digits, as in coco:{folder}:{years[-1]}, or " if years and not year else ""
+        raise UserError(
+            f"'{folder}' has several annotation files for {split}, {few(files)}, but there should be one: {choice}"
+            "rename the others so that they do not begin with instances_"
+        )
     return found[name][0]
 
 
@@ -231,53 +283,52 @@ def _subset(file: Path) -> str:
     return file.stem.removeprefix("instances_")
 
 
-def _read(file: Path, folder: Path, in_chans: int, masks: bool) -> CocoImages:
+def _read(file: Path, folder: Path, *, in_chans: int, masks: bool, exif: Exif, keep_unmatchable: bool) -> CocoImages:
     said = content(file)
     categories = sorted((entry["id"], entry["name"]) for entry in said["categories"])
-    images_folder = _images_folder(file, folder, [entry["file_name"] for entry in said["images"]])
-    dropped: dict[str, list[int]] = {}
-    images = usable_images(said["images"], images_folder, dropped)
+    subsets = (_subset(file), _subset(file).rstrip("0123456789"))
+    place = images_folder(file, folder, subsets, said["images"])
+    dropped: dict[str, list[int | str]] = {}
+    images = usable_images(said["images"], ImageFiles(place), dropped)
     checks = Checks(
-        {entry["id"]: (row, (int(entry["height"]), int(entry["width"]))) for row, entry in enumerate(images)},
-        {entry["id"] for entry in said["images"]},
-        {identifier: label for label, (identifier, _) in enumerate(categories, start=1)},
-        masks,
+        images={image.identifier: (row, image.size) for row, image in enumerate(images)},
+        known={entry["id"] for entry in said["images"]},
+        labels={identifier: label for label, (identifier, _) in enumerate(categories, start=1)},
+        masks=masks,
+        keep_unmatchable=keep_unmatchable,
     )
     rows = usable_annotations(said["annotations"], checks, dropped)
     return CocoImages(
         file=file,
-        folder=images_folder,
+        folder=place,
         in_chans=in_chans,
+        exif=exif,
         class_names=tuple(name for _, name in categories),
         category_ids=tuple(identifier for identifier, _ in categories),
-        image_ids=np.array([entry["id"] for entry in images], np.int64),
-        sizes=np.array([(entry["height"], entry["width"]) for entry in images], np.int64).reshape(-1, 2),
-        file_names=Texts([entry["file_name"].encode() for entry in images]),
+        image_ids=np.array([image.identifier for image in images], np.int64),
+        sizes=np.array([image.size for image in images], np.int64).reshape(-1, 2),
+        file_names=Texts([os.fsencode(image.path) for image in images]),
         starts=np.searchsorted([row.image for row in rows], np.arange(len(images) + 1)),
         annotation_ids=np.array([row.identifier for row in rows], np.int64),
         labels=np.array([row.label for row in rows], np.int64),
         crowd=np.array([row.crowd for row in rows], bool),
         boxes=np.array([row.box for row in rows], np.float64).reshape(-1, 4),
+        matchable=np.array([row.unmatchable is None for row in rows], bool),
         areas=np.array([row.area for row in rows], np.float64),
         segmentations=Texts([row.segmentation for row in rows]),
-        dropped={kind: tuple(dict.fromkeys(ids)) for kind, ids in dropped.items()},
-        clipped=tuple(row.identifier for row in rows if row.clipped),
+        report=Report(
+            file=file,
+            folder=place,
+            annotations=len(rows),
+            dropped={kind: tuple(which) for kind, which in dropped.items()},
+            bad_polygons=by_problem((problem, row) for row in rows for problem in row.bad_polygons),
+            unmatchable=by_problem((row.unmatchable, row) for row in rows),
+            reaching_out=tuple(row.identifier for row in rows if row.reaches_out),
+            sharing_ids=sharing_ids(rows),
+            respelled=tuple(image.respelled for image in images if image.respelled is not None),
+            federated=any("not_exhaustive_category_ids" in entry for entry in said["images"]),
+        ),
     )
-
-
-def _images_folder(file: Path, folder: Path, names: list[str]) -> Path:
-    """The first folder in which one of the images lies; raises UserError."""
-    if file.name == BESIDE_THE_IMAGES:
-        places = [file.parent]
-    else:
-        subsets = dict.fromkeys((_subset(file), _subset(file).rstrip("0123456789")))
-        places = [folder / above / subset for subset in subsets for above in ("", "images")]
-        places += [folder / "images", folder]
-    for name in names:
-        for place in places:
-            if (place / name).is_file():
-                return place
-    raise UserError(f"none of the images in '{file}' is there: {few(names)} should be in {few(places, len(places))}")
 
 
 def _refuse_different_categories(train: CocoImages, val: CocoImages) -> None:
@@ -294,12 +345,7 @@ def _refuse_different_categories(train: CocoImages, val: CocoImages) -> None:
 
 
 def _refuse_dropped(opened: Sequence[CocoImages]) -> None:
-    bad = [images for images in opened if images.dropped]
+    bad = [(images.file, refusal) for images in opened if (refusal := images.report.refusal())]
     if bad:
-        found = " and ".join(f"'{images.file}' has {_described(images.dropped)}" for images in bad)
+        found = " and ".join(f"'{file}' has {refusal}" for file, refusal in bad)
         raise UserError(f"{found}, but there should be none of these; on_bad_annotation 'drop' leaves them out")
-
-
-def _described(dropped: Mapping[str, tuple[int, ...]]) -> str:
-    """Each kind of problem with how often and where, but not what follows from another one."""
-    return ", ".join(f"{kind}: {len(ids)} ({few(ids)})" for kind, ids in dropped.items() if kind != OF_LEFT_OUT)

@@ -1,15 +1,15 @@
 """What stands in a COCO annotation file, checked entry by entry."""
 
 import json
-import os
 import reprlib
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from parhelion.data.annotations import Annotation, Checks, Unusable, is_side
+from parhelion.data.coco_paths import ImageFiles, written_name
 from parhelion.data.samples import few
 from parhelion.errors import UserError
 
@@ -18,13 +18,26 @@ REQUIRED: dict[str, dict[str, type]] = {
     "annotations": {"id": int, "image_id": int, "category_id": int},
     "categories": {"id": int, "name": str},
 }
-IN_WORDS = {int: "a whole number", str: "a text"}
+# LVIS gives addresses in place of names.
+REQUIRED_OF_LVIS_IMAGES = {"id": int, "coco_url": str}
+IN_WORDS = {int: "a whole number of at most 64 bits", str: "a text"}
 LARGEST_ID = 2**63 - 1
 
 IMAGE_TWICE = "images whose id comes twice"
 IMAGE_SIZE = "images without a positive width and height"
 IMAGE_FILE = "images whose file is missing"
-TWICE = "annotations whose id comes twice"
+
+
+class ListedImage(NamedTuple):
+    """An image that a file lists and that is there."""
+
+    identifier: int
+    path: str
+    """Below the folder of images, as it is spelled on disk."""
+    respelled: str | None
+    """How the file spells it, where that is otherwise."""
+    size: tuple[int, int]
+    """h, w as the file says."""
 
 
 def content(file: Path) -> dict[str, list[dict[str, Any]]]:
@@ -40,7 +53,8 @@ def content(file: Path) -> dict[str, list[dict[str, Any]]]:
         if not entries and part != "annotations":
             raise UserError(f"'{file}' has no {part}, but there should be at least one")
         for number, entry in enumerate(entries):
-            _require_keys(entry, keys, f"{part}[{number}] in '{file}'")
+            is_lvis = part == "images" and isinstance(entry, dict) and "file_name" not in entry and "coco_url" in entry
+            _require_keys(entry, REQUIRED_OF_LVIS_IMAGES if is_lvis else keys, f"{part}[{number}] in '{file}'")
     if twice := _twice(content["categories"]):
         raise UserError(f"the categories in '{file}' should have ids of their own, but some share {few(sorted(twice))}")
     return content
@@ -60,35 +74,33 @@ def _twice(entries: Iterable[dict[str, Any]]) -> set[int]:
     return {identifier for identifier, count in Counter(entry["id"] for entry in entries).items() if count > 1}
 
 
-def usable_images(entries: list[dict[str, Any]], folder: Path, dropped: dict[str, list[int]]) -> list[dict[str, Any]]:
-    twice, listed = _twice(entries), set(os.listdir(folder))
+def usable_images(
+    entries: list[dict[str, Any]], files: ImageFiles, dropped: dict[str, list[int | str]]
+) -> list[ListedImage]:
+    """The images that can be used; the others come under the kind of their problem into `dropped`, by id or name."""
+    twice = _twice(entries)
     usable = []
     for entry in entries:
         if entry["id"] in twice:
-            problem = IMAGE_TWICE
+            dropped.setdefault(IMAGE_TWICE, []).append(entry["id"])
         elif not (is_side(entry.get("height")) and is_side(entry.get("width"))):
-            problem = IMAGE_SIZE
-        # A listing, because asking for each file takes minutes where the folder is on another machine.
-        elif entry["file_name"] not in listed and not os.path.isfile(folder / entry["file_name"]):
-            problem = IMAGE_FILE
+            dropped.setdefault(IMAGE_SIZE, []).append(entry["id"])
+        elif (path := files.path_of(entry)) is None:
+            dropped.setdefault(IMAGE_FILE, []).append(written_name(entry))
         else:
-            usable.append(entry)
-            continue
-        dropped.setdefault(problem, []).append(entry["id"])
+            name = entry.get("file_name", path)
+            size = int(entry["height"]), int(entry["width"])
+            usable.append(ListedImage(entry["id"], path, name if name != path else None, size))
     return usable
 
 
 def usable_annotations(
-    entries: list[dict[str, Any]], checks: Checks, dropped: dict[str, list[int]]
+    entries: list[dict[str, Any]], checks: Checks, dropped: dict[str, list[int | str]]
 ) -> list[Annotation]:
-    """In the order of the images."""
-    seen: set[int] = set()
+    """The annotations that can be used, in the order of the images; the ids of others come into `dropped`."""
     usable = []
     for entry in entries:
         try:
-            if entry["id"] in seen:
-                raise Unusable(TWICE)
-            seen.add(entry["id"])
             usable.append(checks.usable(entry))
         except Unusable as problem:
             dropped.setdefault(str(problem), []).append(entry["id"])

@@ -4,7 +4,7 @@ import struct
 import zlib
 from io import BytesIO
 from pathlib import Path
-from typing import IO, TypeAlias
+from typing import IO, Literal, TypeAlias
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -13,6 +13,21 @@ from parhelion.errors import UserError
 
 BinaryFile: TypeAlias = IO[bytes] | BytesIO
 """Checked while the program runs, a BytesIO is not taken for an IO[bytes]."""
+
+Exif: TypeAlias = Literal["upright", "stored"]
+"""Whether photos are turned as their EXIF orientation says, or taken as their pixels are stored."""
+
+ORIENTATION = 0x0112
+TURNS_BACK = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
+"""By EXIF's orientation, from the upright image to the stored one; for TIFF, which Pillow turns when it is loaded."""
 
 MODES = {1: "L", 3: "RGB"}
 WHITE = 65535
@@ -56,32 +71,34 @@ class BadImage(UserError):  # noqa: N818
         return str(self)
 
 
-def open_image(file: str | Path | BinaryFile, in_chans: int = 3, *, name: str | None = None) -> Image.Image:
+def open_image(
+    file: str | Path | BinaryFile, in_chans: int = 3, *, name: str | None = None, exif: Exif = "upright"
+) -> Image.Image:
     """The image in `file`, fully decoded: mode RGB for `in_chans` 3, L (grey) for 1.
 
-    Any format that Pillow reads; the first frame of an animation; upright (EXIF orientation applied). See `as_mode`
-    for what becomes of transparency, 16-bit grey and CMYK. `name` is what an error calls the file (default: its
-    path). Raises BadImage.
+    Any format that Pillow reads; the first frame of an animation; upright (EXIF orientation applied) or as stored.
+    See `as_mode` for what becomes of transparency, 16-bit grey and CMYK. `name` is what an error calls the file
+    (default: its path). Raises BadImage.
     """
     if isinstance(file, str | Path):
         name = name or str(file)
         try:
             with open(file, "rb") as stream:
-                return open_image(stream, in_chans, name=name)
+                return open_image(stream, in_chans, name=name, exif=exif)
         except OSError as error:
             raise _bad(name, error) from error
     name = name or _file_name(file)
     try:
         with Image.open(file) as image:
-            return as_mode(image, in_chans, name=name)
+            return as_mode(image, in_chans, name=name, exif=exif)
     except BadImage:
         raise
     except DECODING_ERRORS as error:
         raise _bad(name, error) from error
 
 
-def as_mode(image: Image.Image, in_chans: int = 3, *, name: str | None = None) -> Image.Image:
-    """`image` upright and in mode RGB (`in_chans` 3) or L (`in_chans` 1).
+def as_mode(image: Image.Image, in_chans: int = 3, *, name: str | None = None, exif: Exif = "upright") -> Image.Image:
+    """`image` in mode RGB (`in_chans` 3) or L (`in_chans` 1), upright (EXIF orientation applied) or as stored.
 
     Transparent pixels show white. 16-bit grey is scaled to 8 bits, not clipped; the integer mode "I" is taken as
     16-bit, as Pillow writes it. Raises BadImage, which names `name`, when the pixels cannot be decoded or have no
@@ -92,8 +109,7 @@ def as_mode(image: Image.Image, in_chans: int = 3, *, name: str | None = None) -
     try:
         if 0 in image.size:
             raise ValueError(f"it is {image.width} x {image.height} pixels")
-        image.load()
-        image = _upright(image)
+        image = _upright(image) if exif == "upright" else _as_stored(image)
         if image.mode == "F":
             raise ValueError("its values are floating point, with no agreed white; save it with 8 or 16 bits")
         if image.mode.startswith("I"):
@@ -110,7 +126,14 @@ def as_mode(image: Image.Image, in_chans: int = 3, *, name: str | None = None) -
         raise _bad(name, error) from error
 
 
+def _as_stored(image: Image.Image) -> Image.Image:
+    orientation = image.getexif().get(ORIENTATION, 1) if image.format == "TIFF" else 1
+    image.load()
+    return image.transpose(TURNS_BACK[orientation]) if orientation in TURNS_BACK else image
+
+
 def _upright(image: Image.Image) -> Image.Image:
+    image.load()
     try:
         return ImageOps.exif_transpose(image)
     except SyntaxError:

@@ -102,7 +102,7 @@ def unpacked(text: str) -> list[int] | None:
     bit of a number is its sign. From the fourth on a number is the difference from the last but one. The library
     would read such a text without looking whether it fits the image.
     """
-    codes = np.frombuffer(text.encode(), np.uint8).astype(np.int64) - ord("0")
+    codes = np.frombuffer(text.encode(errors="surrogatepass"), np.uint8).astype(np.int64) - ord("0")
     if not len(codes) or codes.min() < 0 or codes.max() > 63 or codes[-1] & 32:
         return None
     ends = np.flatnonzero(codes & 32 == 0) + 1

@@ -72,9 +72,12 @@ def coco_scores(ground_truth: Mapping[str, Any], results: Sequence[Mapping[str, 
     """Score `results` (entries of a COCO results file) against `ground_truth` (a COCO annotation file), both unchanged.
 
     The size of a detected mask is that of the mask, as usual where boxes and masks stand in one file, not of its box.
-    Annotations are numbered afresh: COCO's programs count one with id 0 as never found. No result at all is a
-    score of 0. Raises UserError where there is nothing to score against (no annotation but of crowds), a result
-    belongs to an unknown image or category, `masks` are asked for and missing, or faster-coco-eval is missing.
+    Ids may be any whole numbers, as everything is numbered afresh: COCO's programs count an annotation with the id 0
+    as never found, and fail at large ids.
+
+    No result at all is a score of 0. Raises UserError where there is nothing to score against (no annotation but of
+    crowds), a result belongs to an unknown image or category, `masks` are asked for and missing, or faster-coco-eval
+    is missing.
     """
     _check(ground_truth, results, masks)
     box = _evaluated(ground_truth, results, "bbox")
@@ -121,8 +124,8 @@ def _evaluated(
         ) from None
 
     # Copies, because the evaluation writes into what it is given.
-    annotations = [{**one, "id": number} for number, one in enumerate(ground_truth["annotations"], start=1)]
-    truth = COCO({**ground_truth, "annotations": annotations}, print_function=_silent)
+    ground_truth, results = _renumbered(ground_truth, results)
+    truth = COCO(ground_truth, print_function=_silent)
     # A result that has a box is as large as its box to COCO, also where its mask is scored.
     unused = "segmentation" if kind == "bbox" else "bbox"
     found = truth.loadRes([{key: value for key, value in entry.items() if key != unused} for entry in results])
@@ -130,6 +133,33 @@ def _evaluated(
     evaluation.evaluate()
     evaluation.accumulate()
     return evaluation.eval["precision"], evaluation.eval["recall"]
+
+
+def _renumbered(
+    ground_truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]]
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Copies in which images, annotations and categories are numbered from 1.
+
+    faster-coco-eval keeps ids in C++ types that hold fewer of them than COCO files do: hashes and timestamps fail.
+    Images and categories keep the order of their ids, which decides between equal scores and orders the classes.
+    Annotations of an unknown image or category go, as COCO's programs never look at them.
+    """
+    image, category = (
+        {identifier: number for number, identifier in enumerate(sorted({one["id"] for one in ground_truth[part]}), 1)}
+        for part in ("images", "categories")
+    )
+
+    def numbered(entry: Mapping[str, Any]) -> dict[str, Any]:
+        return {**entry, "image_id": image[entry["image_id"]], "category_id": category[entry["category_id"]]}
+
+    known = [one for one in ground_truth["annotations"] if one["image_id"] in image and one["category_id"] in category]
+    truth = {
+        **ground_truth,
+        "images": [{**one, "id": image[one["id"]]} for one in ground_truth["images"]],
+        "categories": [{**one, "id": category[one["id"]]} for one in ground_truth["categories"]],
+        "annotations": [{**numbered(one), "id": number} for number, one in enumerate(known, start=1)],
+    }
+    return truth, [numbered(entry) for entry in results]
 
 
 def _silent(*_: Any) -> None:

@@ -8,10 +8,12 @@ import torch
 from torch import nn
 
 from parhelion.data.coco import CocoImages
+from parhelion.data.coco_headers import refuse_misfits
 from parhelion.data.detection_loaders import make_detection_loader
 from parhelion.data.detection_transforms import detection_eval_transform
-from parhelion.data.loaders import OnBadImage
+from parhelion.data.loaders import OnBadImage, refuses
 from parhelion.detection.found import Found
+from parhelion.errors import UserError
 from parhelion.evaluate.coco_scores import CocoScores, coco_scores
 from parhelion.evaluate.saved_detector import Detector
 from parhelion.evaluate.validate import check_classes
@@ -33,7 +35,9 @@ class Results:
         return self
 
     def scores(self, images: CocoImages, *, masks: bool) -> CocoScores:
-        """COCO's numbers over the images that were looked at."""
+        """COCO's numbers over the images that were looked at; UserError where that is none."""
+        if not self.image_ids and self.skipped:
+            raise UserError(f"all {len(self.skipped)} images to evaluate on were skipped; the first: {self.skipped[0]}")
         return coco_scores(only(images.ground_truth(), self.image_ids), self.entries, masks=masks)
 
 
@@ -91,8 +95,14 @@ def detect(
     on_bad_image: OnBadImage = "refuse",
     quiet: bool = False,
 ) -> Results:
-    """What `detector` finds in `images`. Raises UserError where their classes are not those it was trained for."""
+    """What `detector` finds in `images`.
+
+    Raises UserError where their classes are not those it was trained for, and before the first image is looked at
+    where headers show that some cannot be used (unless they are skipped).
+    """
     check_classes(detector.class_names, images.class_names, source)
+    if refuses(on_bad_image):
+        refuse_misfits(images)
     loader = make_detection_loader(
         images, detection_eval_transform(), batch=batch, train=False, workers=workers, on_bad_image=on_bad_image
     )

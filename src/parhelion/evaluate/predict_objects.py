@@ -46,7 +46,7 @@ def objects(
     check_images(paths)
     for number, path in enumerate(paths, start=1):
         try:
-            image = open_image(path, detector.in_chans)
+            image = open_image(path, detector.in_chans, exif=detector.exif)
         except BadImage as bad:
             if refuse:
                 raise

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from parhelion.data.images import Exif
 from parhelion.detection import faster_rcnn, mask_rcnn
 from parhelion.errors import UserError
 from parhelion.evaluate.saved import weights_file
@@ -31,6 +32,8 @@ class Detector:
     # Label k is class_names[k - 1], and category_ids[k - 1] in the annotations that it was trained on.
     class_names: tuple[str, ...]
     category_ids: tuple[int, ...]
+    # Whether its photos were turned as EXIF says, or taken as their pixels are stored.
+    exif: Exif = "upright"
     # Complete epochs of training behind the weights, and the scores after the last of them.
     epoch: int = 0
     metrics: Mapping[str, float]
@@ -95,6 +98,7 @@ def save_detector(path: Path, detector: Detector) -> None:
         "detector": detector.arguments,
         "class_names": list(detector.class_names),
         "category_ids": list(detector.category_ids),
+        "exif": detector.exif,
         "epoch": detector.epoch,
         "metrics": dict(detector.metrics),
     }
@@ -148,6 +152,8 @@ def load_detector(path: Path) -> Detector:
         arguments=facts["detector"],
         class_names=tuple(facts["class_names"]),
         category_ids=tuple(facts["category_ids"]),
+        # Earlier versions turned all photos, and did not say so.
+        exif=facts.get("exif", "upright"),
         epoch=facts.get("epoch", 0),
         metrics=facts.get("metrics", {}),
     )

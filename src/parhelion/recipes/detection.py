@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from parhelion.data.coco import CocoImages, DetectionSource, open_coco
+from parhelion.data.coco_headers import described, misfits
 from parhelion.data.detection_loaders import make_detection_loader
 from parhelion.data.detection_transforms import detection_eval_transform, detection_train_transform
+from parhelion.data.loaders import refuses
 from parhelion.data.samples import Share
 from parhelion.errors import UserError
 from parhelion.evaluate import detect
@@ -75,6 +77,7 @@ class Detection(running.Task):
             splits=("train", "val"),
             masks=recipe.masks,
             on_bad_annotation=recipe.on_bad_annotation,
+            exif=recipe.exif,
         )
         assert self.source.train is not None
         assert self.source.val is not None
@@ -99,6 +102,7 @@ class Detection(running.Task):
                 arguments=arguments,
                 class_names=self.source.class_names,
                 category_ids=self.source.category_ids,
+                exif=recipe.exif,
                 metrics={},
             )
         return self._detector
@@ -113,10 +117,19 @@ class Detection(running.Task):
                     f"{begun[name]} and is {now[name]}; resume with those it was begun with, or start another run"
                 )
         for images in (self.train_images, self.val_images):
-            for kind, ids in images.dropped.items():
-                note(f"left out of {images.file}: {len(ids)} {kind}")
-            if images.clipped:
-                note(f"clipped in {images.file}: {len(images.clipped)} annotations that reach out of their image")
+            for sentence in images.report.notes():
+                note(sentence)
+            self._check_headers(images, accelerator, note)
+
+    def _check_headers(self, images: CocoImages, accelerator: Accelerator, note: Callable[[str], None]) -> None:
+        """Tell or refuse, all at once and before training, the images that their headers show to be of no use."""
+        found = misfits(images, range(accelerator.process_index, len(images), accelerator.num_processes))
+        if accelerator.num_processes > 1:
+            found = gather_object(found)
+        if found and refuses(self.recipe.on_bad_image):
+            raise UserError(described(images, found))
+        if found:
+            note(f"{described(images, found)}; they are skipped")
 
     def images(self, accelerator: Accelerator) -> Mapping[str, Any]:
         return {

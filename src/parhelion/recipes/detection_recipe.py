@@ -61,6 +61,9 @@ class DetectionRecipe(Recipe):
     """Smallest and largest random factor on the scale at which a training image fits into image_px; what then is
     larger is cut at random."""
 
+    exif: Literal["upright", "stored"] = "upright"
+    """How photos are read that EXIF says were taken with the camera turned; upright: turned as it says; stored: as
+    their pixels are stored, for annotations made that way."""
     on_bad_annotation: Literal["refuse", "drop"] = "refuse"
     """What to do with annotations that cannot be: refuse: stop and list them; drop: leave them out and count them."""
 

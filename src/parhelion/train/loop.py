@@ -324,6 +324,10 @@ class LossWatch:
 
 
 def _ended(state: State, epoch: int, clock: Clock) -> Epoch:
+    if not state.images and state.skipped:
+        raise UserError(
+            f"epoch {epoch} had no image to train on: {len(state.skipped)} were skipped; the first: {state.skipped[0]}"
+        )
     if not state.images:
         raise UserError(f"epoch {epoch} had no batch to train on; give more images or a smaller batch")
     clock.stamp()

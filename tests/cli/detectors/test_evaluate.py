@@ -72,18 +72,35 @@ def test_results_are_what_pycocotools_loads_and_scores_alike(capsys, run, data, 
 def test_a_bad_image_or_annotation_is_refused_or_left_out_and_said(capsys, refused, run, tmp_path):
     data = tiny_scenes(tmp_path / "data", val=3)
     truncate(tmp_path / "data" / "val" / "2.jpg")
-    change(data, "val", annotations=lambda all_: [{**all_[0], "bbox": [1, 1, 0, 5]}, *all_[1:]])
+    change(data, "val", annotations=lambda all_: [{**all_[0], "bbox": [1, 1, "0", 5]}, *all_[1:]])
     evaluate = ("evaluate", run, "--data", data)
     assert "1 (1), but there should be none of these" in refused(*evaluate)
     assert "val/2.jpg" in refused(*evaluate, "--on-bad-annotation", "drop")
     words = (*evaluate, "--on-bad-annotation", "drop", "--on-bad-image", "skip")
     text = printed(capsys, *words)
-    assert "left out: 1 annotations with a degenerate box" in text
+    assert f"left out of {annotations_of(data, 'val')}: 1 annotations without a box of four finite numbers (1)" in text
     assert "skipped: cannot read the image" in text
     assert "2 images, 1 skipped" in text
     scores = json.loads(printed(capsys, *words, "--json"))
     assert (scores["images"], scores["skipped"]) == (2, 1)
     assert list(scores["dropped"].values()) == [[1]]
+
+
+def test_large_ids_come_back_and_what_is_not_used_as_it_stands_is_said(capsys, run, tmp_path):
+    data, far = tiny_scenes(tmp_path / "data", val=3), 2**62
+    change(data, "val", images=lambda all_: [{**one, "id": far + one["id"]} for one in all_])
+    change(data, "val", annotations=lambda all_: [{**a, "id": 0, "image_id": far + a["image_id"]} for a in all_])
+    file = tmp_path / "results.json"
+    text = printed(capsys, "evaluate", run, "--data", data, "--results", file)
+    assert "share their id with another one; all are kept" in text
+    ids = {entry["image_id"] for entry in json.loads(file.read_text())}
+    assert ids
+    assert ids <= {far + 1000, far + 993, far + 986}
+    plain = tiny_scenes(tmp_path / "plain", val=3)
+    scores = [json.loads(printed(capsys, "evaluate", run, "--data", of, "--json")) for of in (data, plain)]
+    assert scores[0]["box"] == scores[1]["box"]
+    assert scores[0]["mask"] == scores[1]["mask"]
+    assert "all are kept" in scores[0]["notes"][0]
 
 
 def test_boxes_alone_are_scored_and_named(capsys, data, images, tmp_path, monkeypatch):
