@@ -68,6 +68,7 @@ def test_each_model_is_compiled_too(capsys):
         (["accelerated:test_resnet", "--image-px", "64"], "finds nothing to change"),
         (["resnet_tiny", "--image-px", "0"], "--image-px is 0"),
         (["resnet_tiny", "--batch", "0"], "--batch is 0; it must be at least 1"),
+        (["resnet_tiny", "--train", "--batch", "1", "--image-px", "8"], "cannot train on one image of 8 pixels"),
         (["resnet_tiny", "--rounds", "-1"], "--rounds is -1"),
         (["resnet_tiny", "--threads", "0"], "--threads is 0"),
         (["resnet_tiny", "--dtype", "float16"], "float16"),

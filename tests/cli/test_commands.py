@@ -82,6 +82,48 @@ def test_evaluate_agrees_with_the_training_log(capsys, run, data):
     assert f"top-1  {100 * last['top1']:.2f}%" in printed(capsys, "evaluate", run, "--data", data, "--batch", "4")
 
 
+def test_evaluate_scores_every_class_as_table_json_and_picture(capsys, run, data, tmp_path):
+    out = tmp_path / "new" / "scores"
+    text = printed(capsys, "evaluate", run, "--data", data, "--out", out)
+    assert (out / "confusion_matrix.png").read_bytes().startswith(b"\x89PNG")
+    assert f"the confusion matrix is in {out / 'confusion_matrix.png'}" in text
+    rows = {line.split()[0]: line.split()[1:5] for line in text.splitlines() if line.startswith(tuple(COLOURS))}
+    said = printed(capsys, "evaluate", run, "--data", data, "--json")
+    scores = json.loads(said)
+    assert [entry["class"] for entry in scores["classes"]] == list(rows) == list(COLOURS)
+    for entry, (name, row) in zip(scores["classes"], rows.items(), strict=True):
+        number = list(COLOURS).index(name)
+        right, images = scores["confusion"][number][number], sum(scores["confusion"][number])
+        assert entry["recall"] == right / images
+        assert row[1] == f"{100 * right / images:.2f}%"
+        assert row[3] == str(images) == "5"
+    assert sum(scores["confusion"][n][n] for n in range(3)) / 15 == pytest.approx(scores["top1"])
+    assert scores["mean_recall"] == pytest.approx(scores["top1"])
+    # A row of the matrix is a line.
+    assert f"    {json.dumps(scores['confusion'][0])},\n" in said
+
+
+def test_evaluate_takes_another_split(capsys, refused, run, data, tmp_path):
+    train = json.loads(printed(capsys, "evaluate", run, "--data", data, "--split", "train", "--json"))
+    assert (train["images"], train["split"]) == (33, "train")
+    assert "has no test/ inside; it holds train/, val/" in refused("evaluate", run, "--data", data, "--split", "test")
+    three = colour_folders(tmp_path / "three")
+    (three / "val").rename(three / "test")
+    usual, test = (printed(capsys, "evaluate", run, "--data", three, *words) for words in ((), ("--split", "test")))
+    assert f"resnet_tiny on {three}: 15 images" in usual
+    assert f"resnet_tiny on {three}, split test: 15 images" in test
+    assert usual.splitlines()[1:] == test.splitlines()[1:]
+
+
+def test_pictures_of_an_evaluation_never_replace_those_of_a_run(refused, run, data, tmp_path):
+    before = (run / "confusion_matrix.png").read_bytes()
+    evaluate = ("evaluate", run, "--data", data, "--out")
+    assert "holds a run, whose pictures would be written over" in refused(*evaluate, run)
+    assert (run / "confusion_matrix.png").read_bytes() == before
+    (tmp_path / "file").touch()
+    assert "file cannot be a folder" in refused(*evaluate, tmp_path / "file")
+
+
 def test_predict_agrees_with_evaluate(capsys, run, data):
     last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
     images = sorted((data / "val").glob("*/*"))

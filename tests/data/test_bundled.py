@@ -40,7 +40,8 @@ def test_the_bundled_source_gives_named_images_in_the_asked_mode(in_chans: int, 
 
 
 def test_only_the_asked_split_is_opened() -> None:
-    source = open_source("bundled", splits=("val",))
+    source = open_source("bundled", splits=("val", "test"))
+    assert len(source.test) == 2_000
     assert source.train is None
     assert len(source.val) == 2_000
 

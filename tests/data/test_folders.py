@@ -57,6 +57,18 @@ def test_class_folders_alone_will_do_for_evaluation(pets: Path) -> None:
     assert "has no train/ inside; it holds cat/, dog/" in refused(pets / "val")
 
 
+def test_the_test_split_is_the_folder_of_that_name(pets: Path) -> None:
+    assert "has no test/ inside; it holds train/, val/" in refused(pets, splits=("test",))
+    shutil.copytree(pets / "val", pets / "test")
+    source = open_source(str(pets), splits=("test",))
+    assert names(source.images("test"), pets) == ["test/cat/0.png", "test/dog/0.png", "test/dog/1.png"]
+    assert (source.train, source.val, source.class_names) == (None, None, ("cat", "dog"))
+    # Where there is no other, it is also what is evaluated while training.
+    shutil.rmtree(pets / "val")
+    both = open_source(str(pets), splits=("val", "test"))
+    assert names(both.val, pets) == names(both.test, pets)
+
+
 def test_only_the_asked_splits_must_exist(pets: Path) -> None:
     shutil.rmtree(pets / "val")
     assert len(open_source(str(pets), splits=("train",)).train) == 7

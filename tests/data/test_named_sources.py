@@ -66,6 +66,17 @@ def test_a_torchvision_folder_without_evaluation_images_is_refused(pets: Path) -
     assert "differ in their classes: cat, dog and spare, train" in refused("torch/image_folder", data_dir=pets)
 
 
+def test_torchvisions_test_images_are_those_it_is_evaluated_on_or_have_a_folder(fashion: Path, pets: Path) -> None:
+    source = open_source("torch/fashion_mnist", data_dir=fashion, splits=("val", "test"))
+    assert [source.test[index][1] for index in range(3)] == [source.val[index][1] for index in range(3)]
+    assert "come without their classes; evaluate on val" in refused(
+        "torch/places365", data_dir=fashion, splits=("test",)
+    )
+    assert f"has no test/ in {pets}" in refused("torch/image_folder", data_dir=pets, splits=("test",))
+    (pets / "val").rename(pets / "test")
+    assert len(open_source("torch/image_folder", data_dir=pets, splits=("test",)).test) == 3
+
+
 def test_torchvision_names_and_places_are_checked(tmp_path: Path) -> None:
     assert "did you mean cifar10" in refused("torch/cifar11", data_dir=tmp_path)
     assert "the names after torch/ are cifar10," in refused("torch/zzz", data_dir=tmp_path)
@@ -142,6 +153,8 @@ def test_hugging_face_columns_of_another_name_are_found(tmp_path: Path, pets: Pa
     assert name == f"{spec}:train/1"
     assert name in str(empty)
     assert "has the splits train, but it should have val or" in refused(spec, data_dir=tmp_path / "cache")
+    assert "but it should have test" in refused(spec, data_dir=tmp_path / "cache", splits=("test",))
+    assert source.train.class_numbers() == [1, 0]
 
 
 @needs_datasets
@@ -201,6 +214,16 @@ def test_a_stream_of_timm_goes_through_the_loader() -> None:
     assert batches[0]["image"].shape == (3, 3, 6, 6)
     assert (reader.batch_size, reader.common_seed, reader.workers, reader.epochs) == (3, 5, 0, [0, 1])
     assert (reader.dist_rank, reader.dist_num_replicas) == (0, 1)
+
+
+def test_a_training_stream_of_timm_is_evaluated_in_order() -> None:
+    reader = StandIn()
+    reader.is_training = reader.reinit_each_iter = True
+    ordered = TimmStream("tfds/x:train", reader, 3).in_order()
+    assert (ordered.reader.is_training, ordered.reader.reinit_each_iter) == (False, False)
+    assert reader.is_training
+    loader = make_loader(ordered, TRANSFORM, batch=2, train=False)
+    assert [batch["target"].tolist() for batch in loader] == [[0, 1], [2]]
 
 
 def test_a_stream_of_timm_goes_on_in_the_middle_with_one_reader_only() -> None:

@@ -98,6 +98,22 @@ def test_workers_read_every_evaluation_image_once(shards: Path, workers: int) ->
     assert sorted(targets(shards, batch=2, train=False, workers=workers)[0]) == [0, 1, 2, 3, 4]
 
 
+def test_training_shards_are_evaluated_in_order_each_image_once(shards: Path) -> None:
+    train = opened(shards).train
+    loader = make_loader(train.in_order(), TRANSFORM, batch=5, train=False)
+    assert [batch["target"].tolist() for batch in loader] == [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9], [10, 11]]
+    assert train.train
+
+
+def test_the_test_split_is_the_one_of_that_name(shards: Path) -> None:
+    with pytest.raises(UserError, match=r"has the splits train, validation, but it should have test$"):
+        opened(shards, splits=("test",))
+    info = json.loads((shards / "_info.json").read_text())
+    info["splits"]["test"] = info["splits"].pop("validation")
+    write_info(shards, info)
+    assert [target for _, target, _ in opened(shards, splits=("test",)).test] == [0, 1, 2, 3, 4]
+
+
 def test_training_reads_every_image_and_fills_the_last_batch(shards: Path) -> None:
     for order in targets(shards, passes=2, batch=5, train=True):
         assert len(order) == 15

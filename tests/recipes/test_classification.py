@@ -5,6 +5,7 @@ import pytest
 import torch
 from recipes.colour_folders import TRAIN, VAL, colour_folders, quick_recipe, truncate
 from safetensors.torch import load_file
+from torch import nn
 
 from parhelion.errors import UserError
 from parhelion.evaluate import classify
@@ -92,10 +93,10 @@ def test_the_weights_are_those_of_the_last_complete_epoch(tmp_path, data, monkey
 def test_a_loss_that_is_not_finite_keeps_the_weights_of_the_epoch_before(tmp_path, data, monkeypatch):
     out, steps, whole = tmp_path / "run", [], classification.cross_entropy
 
-    def spoiled(recipe, classes):
+    def spoiled(*setting):
         def losses(model, batch):
             steps.append(batch)
-            (loss,) = whole(recipe, classes)(model, batch).values()
+            (loss,) = whole(*setting)(model, batch).values()
             return {"cross_entropy": loss * math.nan if len(steps) == 5 else loss}
 
         return losses
@@ -165,3 +166,35 @@ def test_mixing_leaves_no_image_out_and_targets_are_shares(count):
     assert losses(model, batch)["cross_entropy"].item() == pytest.approx(math.log(3))
     assert len(seen[0]) == count
     assert torch.equal(seen[0][-1], given[-1]) == (count % 2 == 1)
+
+
+@pytest.mark.parametrize("mixed", [{}, {"mixup": 0.5}])
+def test_weights_count_images_by_class_and_leave_smoothed_targets_as_they_are(mixed):
+    weights, logits = torch.tensor([0.5, 0.75, 4.0]), torch.randn(5, 3)
+    targets, smoothing = torch.tensor([0, 2, 1, 0, 0]), 0.25
+    recipe, told = quick_recipe(label_smoothing=smoothing, **mixed), []
+
+    def model(images):
+        return logits
+
+    batch = {"image": torch.rand(5, 3, 5, 7), "target": targets}
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        mix = classification._mixed
+        monkeypatch.setattr(classification, "_mixed", lambda *given: told.append(mix(*given)) or told[-1])
+        loss = classification.cross_entropy(recipe, 3, weights)(model, batch)["cross_entropy"].item()
+    # From smoothed shares of the classes back to the shares themselves.
+    smooth = told[0][1] if mixed else nn.functional.one_hot(targets, 3) * (1 - smoothing) + smoothing / 3
+    shares = (smooth - smoothing / 3) / (1 - smoothing)
+    assert shares.sum(1).tolist() == pytest.approx([1] * 5)
+    each = -(smooth * logits.log_softmax(1)).sum(1)
+    assert loss == pytest.approx(((shares @ weights) * each).mean().item(), rel=1e-5)
+
+
+def test_equal_weights_change_nothing():
+    logits = torch.randn(4, 3)
+    batch = {"image": torch.rand(4, 3, 5, 7), "target": torch.tensor([0, 2, 1, 2])}
+    plain, equal = (
+        classification.cross_entropy(quick_recipe(), 3, *given)(lambda images: logits, batch)["cross_entropy"]
+        for given in ((), (torch.ones(3),))
+    )
+    torch.testing.assert_close(plain, equal)

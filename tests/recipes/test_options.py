@@ -34,6 +34,7 @@ ELSEWHERE = {  # fields that change how a run goes, not what comes out; where th
     "checkpoint_updates", "keep", "sharding",  # below
     "sync_bn",  # test_processes.py
     "on_bad_image",  # test_classification.py
+    "class_weights", "sampling",  # test_long_tails.py
 }
 # fmt: on
 

@@ -24,6 +24,8 @@ WRONG = [
     ("label_smoothing", 1.0),
     ("drop_path", 1.0),
     ("dropout", -0.5),
+    ("class_weights", "inverse"),
+    ("sampling", "random"),
     ("image_px", 0),
     ("in_chans", 2),
     ("mean", (0.5, 0.5)),
@@ -140,6 +142,13 @@ def test_what_the_rate_should_do_after_the_end_is_told(steps, told):
     rest = "the run ends after 6 updates: the learning rate does not fall there"
     assert found.never_reached(6) == ([f"{told} {rest}"] if told else [])
     assert quick_recipe().never_reached(1) == []
+
+
+def test_rare_classes_are_favoured_in_one_way_only():
+    quick_recipe(class_weights="balanced").check()
+    quick_recipe(sampling="balanced").check()
+    with pytest.raises(UserError, match="class_weights and sampling are both balanced, which favours"):
+        quick_recipe(class_weights="balanced", sampling="balanced").check()
 
 
 @pytest.mark.parametrize("kind", [ClassificationRecipe, DetectionRecipe])

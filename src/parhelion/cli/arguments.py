@@ -1,6 +1,7 @@
 """From words on the command line to a dataclass, by tyro; mistakes become one sentence."""
 
 import io
+import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import redirect_stderr
@@ -60,6 +61,23 @@ def check_writable(option: str, file: Path | None) -> None:
         raise UserError(f"{option} {file} is a folder; name a file")
     if file is not None and not file.absolute().parent.is_dir():
         raise UserError(f"{option} {file} cannot be written: there is no folder {file.parent}")
+
+
+def check_folder(option: str, folder: Path) -> None:
+    """Raise UserError, before any costly work, where the folder that an option names could not be written to."""
+    nearest_folder = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not nearest_folder.is_dir():
+        raise UserError(f"{option} {folder} cannot be a folder: {nearest_folder} is a file")
+    if not os.access(nearest_folder, os.W_OK | os.X_OK):
+        raise UserError(f"{option} {folder} cannot be written: no permission in {nearest_folder}")
+
+
+def make_folder(option: str, folder: Path) -> None:
+    """Make the folder that an option names. Raises UserError where that cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{option} {folder} cannot be made: {error.strerror}") from error
 
 
 def sentence(box: str, prog: str) -> str:

@@ -1,7 +1,6 @@
 """`parhelion benchmark MODEL --against timm:NAME`."""
 
 import json
-import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from parhelion.cli.arguments import parsed
+from parhelion.cli.arguments import check_folder, make_folder, parsed
 from parhelion.errors import UserError
 
 if TYPE_CHECKING:
@@ -83,7 +82,7 @@ def run(arguments: list[str]) -> None:
     else:
         _show(report)
     if chosen.out is not None:
-        _make(chosen.out)
+        make_folder("--out", chosen.out)
         save_report(report, chosen.out / REPORT)
 
 
@@ -94,23 +93,7 @@ def _check(chosen: Arguments) -> None:
     if chosen.image_px is not None and chosen.image_px < 1:
         raise UserError(f"--image-px is {chosen.image_px}; it must be at least 1")
     if chosen.out is not None:
-        _check_out(chosen.out)
-
-
-def _check_out(folder: Path) -> None:
-    """Raise UserError before anything is measured where the report could not be written."""
-    nearest = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    if not nearest.is_dir():
-        raise UserError(f"--out {folder} cannot be a folder: {nearest} is a file")
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise UserError(f"--out {folder} cannot be written: no permission in {nearest}")
-
-
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out {folder} cannot be made: {error.strerror}") from error
+        check_folder("--out", chosen.out)
 
 
 def _candidates(chosen: Arguments) -> "list[Network]":

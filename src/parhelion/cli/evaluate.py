@@ -1,27 +1,37 @@
 """`parhelion evaluate DIR_OR_CHECKPOINT --data SOURCE`."""
 
 import json
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
-from parhelion.cli.arguments import check_writable, parsed, refuse_options
+from parhelion.cli.arguments import check_folder, check_writable, make_folder, parsed, refuse_options
 from parhelion.errors import UserError
+from parhelion.train.record import RECIPE
 
 CLASSIFIER_BATCH, DETECTOR_BATCH = 128, 8
+CONFUSION = "confusion_matrix.png"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
-    """Score a trained classifier or detector on the validation images of a source."""
+    """Score a trained classifier or detector on the validation images of a source, or on another split.
+
+    Of a classifier: loss, top-1 and top-5; precision, recall and F1 of each class; the confusion matrix. Of a detector:
+    COCO's numbers for boxes and masks.
+    """
 
     checkpoint: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR_OR_CHECKPOINT")]
     """Run folder or .safetensors file that parhelion train wrote."""
     data: str
     """Images. Of a classifier: a folder with val/ of class folders, `bundled`, `fashion-mnist`, or a dataset as timm
     names it (torch/..., hfds/..., wds/..., tfds/...). Of a detector: coco:DIR. The classes must be the checkpoint's."""
+    split: Literal["train", "val", "test"] = "val"
+    """Which images: val: those that training evaluates on (val/, validation/, valid/ or test/, the first there is);
+    test: those of test/; train: the training images, as they are."""
     data_dir: Path | None = None
     """Where fashion-mnist or a torch/, hfds/, wds/ or tfds/ dataset lies on disk."""
     download: bool = False
@@ -39,10 +49,17 @@ class Arguments:
     exif: Literal["upright", "stored"] | None = None
     """How a detector's photos are read that EXIF says were taken with the camera turned; upright: turned as it says;
     stored: as their pixels are stored, for annotations made that way; if not given, as in training."""
+    out: Path | None = None
+    """A classifier's confusion matrix is drawn into this folder, as confusion_matrix.png."""
+    masks: bool = True
+    """Score what a detector segments, too; otherwise its boxes only, for which no segmentations need be annotated."""
+    max_found: int = 0
+    """Most objects that a detector finds in an image, of which so many of each class count in the scores, at least
+    COCO's 100; 0: as in training."""
     results: Path | None = None
-    """A detector's findings go to this file, as COCO's results."""
+    """A detector's findings go to this file, as COCO's results; of images without annotations there is nothing else."""
     json: bool = False
-    """Print the scores as JSON."""
+    """Print the scores as JSON, those of every class and the confusion matrix with them."""
 
 
 def run(arguments: list[str]) -> None:
@@ -52,20 +69,27 @@ def run(arguments: list[str]) -> None:
         raise UserError(f"batch is {chosen.batch}; it must be at least 1")
     if chosen.image_px < 0:
         raise UserError(f"image_px is {chosen.image_px}; it must be at least 1, or 0 for that of training")
+    if chosen.max_found < 0:
+        raise UserError(f"max_found is {chosen.max_found}; it must be at least 1, or 0 for that of training")
     check_writable("--results", chosen.results)
+    _check_out(chosen.out)
     # Brings torch, which a help text need not wait for.
     from parhelion.evaluate.saved_detector import holds_detector
 
     if holds_detector(chosen.checkpoint):
-        refuse_options(chosen, "a classifier", data_dir=None, download=False)
+        refuse_options(chosen, "a classifier", data_dir=None, download=False, out=None)
         _detector(chosen)
     else:
-        refuse_options(chosen, "a detector", results=None, on_bad_annotation="refuse", exif=None)
+        refuse_options(
+            chosen, "a detector", results=None, on_bad_annotation="refuse", exif=None, masks=True, max_found=0
+        )
         _classifier(chosen)
 
 
 def _classifier(chosen: Arguments) -> None:
     from parhelion.data.sources import open_source
+    from parhelion.evaluate.class_scores import class_scores
+    from parhelion.evaluate.pictures import confusion_matrix
     from parhelion.evaluate.saved import load_classifier, on_fastest_device
     from parhelion.evaluate.validate import validate
 
@@ -75,50 +99,70 @@ def _classifier(chosen: Arguments) -> None:
         data_dir=chosen.data_dir,
         download=chosen.download,
         in_chans=classifier.preprocessing.in_chans,
-        splits=("val",),
+        splits=(chosen.split,),
     )
     if chosen.image_px:
         classifier = replace(classifier, preprocessing=replace(classifier.preprocessing, image_px=chosen.image_px))
     outcome = validate(
         classifier,
         source,
+        split=chosen.split,
         batch=CLASSIFIER_BATCH if chosen.batch is None else chosen.batch,
         workers=chosen.workers,
         on_bad_image=chosen.on_bad_image,
         quiet=chosen.json,
     )
-    scores = outcome.metrics()
+    scores, title = outcome.metrics(), _title(classifier.name, source.name, chosen.split)
+    by_class = class_scores(outcome.confusion(len(classifier.class_names)), classifier.class_names)
+    if chosen.out is not None:
+        make_folder("--out", chosen.out)
+        confusion_matrix(by_class.confusion, classifier.class_names, chosen.out / CONFUSION, title)
     if chosen.json:
-        print(json.dumps({"model": classifier.name, "data": chosen.data, **scores}, indent=2))
+        facts = {"model": classifier.name, "data": chosen.data, "split": chosen.split}
+        print(_as_json({**facts, **scores, **by_class.as_dict()}))
     else:
-        _show_skipped(f"{classifier.name} on {source.name}", scores["images"], outcome.skipped)
+        _show_skipped(title, scores["images"], outcome.skipped)
         print(f"loss   {scores['loss']:.4f}")
         print(f"top-1  {100 * scores['top1']:.2f}%")
         print(f"top-5  {100 * scores['top5']:.2f}%")
+        print(f"\n{by_class.text()}")
+        if chosen.out is not None:
+            print(f"\nthe confusion matrix is in {chosen.out / CONFUSION}")
 
 
 def _detector(chosen: Arguments) -> None:
     from parhelion.data.coco import open_coco
+    from parhelion.data.detection_counts import object_counts
     from parhelion.evaluate.detect import detect
     from parhelion.evaluate.saved import on_fastest_device
-    from parhelion.evaluate.saved_detector import load_detector, with_image_px
+    from parhelion.evaluate.saved_detector import load_detector, with_image_px, with_max_found
     from parhelion.train.atomic import write_json
 
     detector = on_fastest_device(load_detector(chosen.checkpoint))
+    masks = detector.masks and chosen.masks
     source = open_coco(
         chosen.data,
         in_chans=detector.in_chans,
-        splits=("val",),
-        masks=detector.masks,
+        splits=(chosen.split,),
+        masks=masks,
         on_bad_annotation=chosen.on_bad_annotation,
         exif=chosen.exif or detector.exif,
     )
-    assert source.val is not None
+    images = source.images(chosen.split)
+    counts = object_counts(images)
+    if chosen.results is None:
+        counts.require_objects("to score what is found against (--results FILE keeps what is found, without scores)")
     if chosen.image_px:
         detector = with_image_px(detector, chosen.image_px)
+    if chosen.max_found:
+        detector = with_max_found(detector, chosen.max_found)
+    notes = [*images.report.notes(), *filter(None, [counts.too_full(detector.max_found)])]
+    if not chosen.json:
+        for sentence in (counts.text(), *notes):
+            print(sentence, flush=True)
     results = detect(
         detector,
-        source.val,
+        images,
         source=source.name,
         batch=DETECTOR_BATCH if chosen.batch is None else chosen.batch,
         workers=chosen.workers,
@@ -127,17 +171,40 @@ def _detector(chosen: Arguments) -> None:
     )
     if chosen.results is not None:
         write_json(chosen.results, results.entries)
-    scores = results.scores(source.val, masks=detector.masks)
-    dropped = {kind: list(ids) for kind, ids in source.val.dropped.items()}
+    scores = results.scores(images, masks=masks, most=detector.max_found) if counts.objects else None
     if chosen.json:
-        facts: dict[str, Any] = {"model": detector.name, "data": chosen.data, "images": len(results.image_ids)}
-        left_out = {"skipped": len(results.skipped), "dropped": dropped, "notes": source.val.report.notes()}
-        print(json.dumps({**facts, **left_out, **scores.as_dict()}, indent=2, ensure_ascii=False))
-    else:
-        for sentence in source.val.report.notes():
-            print(sentence)
-        _show_skipped(f"{detector.name} on {source.name}", len(results.image_ids), results.skipped)
-        print(scores.text())
+        facts = {"model": detector.name, "data": chosen.data, "split": chosen.split, "file": str(images.file)}
+        facts |= {"images": len(results.image_ids), "objects": counts.of_class, "skipped": len(results.skipped)}
+        facts |= {"dropped": {kind: list(ids) for kind, ids in images.dropped.items()}, "notes": notes}
+        print(json.dumps({**facts, **(scores.as_dict() if scores else {})}, indent=2, ensure_ascii=False))
+        return
+    _show_skipped(_title(detector.name, source.name, chosen.split), len(results.image_ids), results.skipped)
+    print(scores.text() if scores else f"nothing is scored: {images.file} has no annotated objects")
+    if chosen.results is not None:
+        print(f"what was found is in {chosen.results}")
+
+
+def _check_out(folder: Path | None) -> None:
+    """Raise UserError, before anything is evaluated, where pictures could not be written or would replace a run's."""
+    if folder is None:
+        return
+    check_folder("--out", folder)
+    if (folder / RECIPE).exists():
+        raise UserError(f"--out {folder} holds a run, whose pictures would be written over; name another folder")
+
+
+def _title(model: str, source: str, split: str) -> str:
+    return f"{model} on {source}" + (f", split {split}" if split != "val" else "")
+
+
+def _as_json(facts: dict[str, Any]) -> str:
+    """`facts` as JSON with indents, a list of numbers on one line: a row of a matrix."""
+    # Text holds no line breaks in JSON, so that only lists match.
+    return re.sub(
+        r"\[\n[\d,\s]+\]",
+        lambda row: " ".join(row[0].split()).replace("[ ", "[").replace(" ]", "]"),
+        json.dumps(facts, indent=2, ensure_ascii=False),
+    )
 
 
 def _show_skipped(title: str, images: Any, skipped: Any) -> None:

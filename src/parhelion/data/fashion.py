@@ -39,8 +39,9 @@ SIDE_PX = 28
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 # Where torchvision puts them, below the folder that it is told.
 TORCHVISION = Path("FashionMNIST", "raw")
-NAMES: dict[Split, Literal["train", "test"]] = {"train": "train", "val": "test"}
-PREFIXES: dict[Split, str] = {"train": "train", "val": "t10k"}
+# The test images are what it is evaluated on.
+NAMES: dict[Split, Literal["train", "test"]] = {"train": "train", "val": "test", "test": "test"}
+PREFIXES = {"train": "train", "test": "t10k"}
 IMAGES, LABELS = "images-idx3-ubyte", "labels-idx1-ubyte"
 FILES = tuple(f"{prefix}-{name}" for prefix in PREFIXES.values() for name in (IMAGES, LABELS))
 
@@ -51,6 +52,10 @@ class FashionImages(Dataset[Sample]):
     def __init__(self, name: str, images: np.ndarray, labels: np.ndarray, in_chans: int) -> None:
         self.name, self.images, self.in_chans = name, images, in_chans
         self.targets: list[int] = labels.tolist()
+
+    def class_numbers(self) -> list[int]:
+        """The class number of every image."""
+        return self.targets
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -82,7 +87,7 @@ def open_bundled(*, in_chans: int, splits: Sequence[Split]) -> Source:
     for split in splits:
         images, labels, _ = bundled_images(NAMES[split])
         opened[split] = FashionImages(f"bundled:{NAMES[split]}", images, labels, in_chans)
-    return Source("bundled", opened.get("train"), opened.get("val"), CLASS_NAMES)
+    return Source("bundled", opened.get("train"), opened.get("val"), CLASS_NAMES, opened.get("test"))
 
 
 def open_fashion(spec: str, *, data_dir: Path | None, download: bool, in_chans: int, splits: Sequence[Split]) -> Source:
@@ -94,9 +99,9 @@ def open_fashion(spec: str, *, data_dir: Path | None, download: bool, in_chans: 
     folder = _folder(spec, data_dir, download)
     opened = {}
     for split in splits:
-        images, labels = fashion_images(folder, PREFIXES[split])
+        images, labels = fashion_images(folder, PREFIXES[NAMES[split]])
         opened[split] = FashionImages(f"{spec}:{NAMES[split]}", images, labels, in_chans)
-    return Source(spec, opened.get("train"), opened.get("val"), CLASS_NAMES)
+    return Source(spec, opened.get("train"), opened.get("val"), CLASS_NAMES, opened.get("test"))
 
 
 def fashion_images(folder: Path, prefix: str) -> tuple[np.ndarray, np.ndarray]:

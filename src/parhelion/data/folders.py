@@ -30,6 +30,10 @@ class FolderImages(Dataset[Sample]):
             found, _ = find_images_and_targets(str(folder / name), types=ENDINGS)
             self.files += [(file, number) for file, _ in found if not _hidden(Path(file).relative_to(folder))]
 
+    def class_numbers(self) -> list[int]:
+        """The class number of every image."""
+        return [number for _, number in self.files]
+
     def empty_classes(self) -> list[str]:
         """The class folders without images."""
         present = {number for _, number in self.files}
@@ -52,10 +56,11 @@ def open_folder(folder: Path, *, in_chans: int, splits: Sequence[Split]) -> Sour
         raise UserError(f"the data source '{folder}' is a file, but it should be a folder with train/ and val/")
     train = _train_images(folder, in_chans) if "train" in splits else None
     val = _val_images(folder, in_chans) if "val" in splits else None
+    test = _test_images(folder, in_chans) if "test" in splits else None
     if train and val:
         _refuse_different_classes(train, val)
-    either = train or val
-    return Source(str(folder), train, val, either.class_names if either else ())
+    either = train or val or test
+    return Source(str(folder), train, val, either.class_names if either else (), test)
 
 
 def _train_images(folder: Path, in_chans: int) -> FolderImages:
@@ -81,6 +86,12 @@ def _val_images(folder: Path, in_chans: int) -> FolderImages:
             f"but should hold one of {wanted}"
         )
     return _images(folder, in_chans)
+
+
+def _test_images(folder: Path, in_chans: int) -> FolderImages:
+    if not (folder / "test").is_dir():
+        raise UserError(f"the data folder '{folder}' has no test/ inside; it holds {_contents(folder)}")
+    return _images(folder / "test", in_chans)
 
 
 def _images(folder: Path, in_chans: int) -> FolderImages:

@@ -8,7 +8,7 @@ from typing import Any
 from torch.utils.data import Dataset
 
 from parhelion.data.images import BadImage, open_image
-from parhelion.data.samples import VAL_NAMES, Sample, Source, Split, few, numbered, opening_error, val_name
+from parhelion.data.samples import Sample, Source, Split, few, numbered, opening_error, split_name, split_names
 from parhelion.errors import UserError
 
 
@@ -28,6 +28,10 @@ class HuggingFaceImages(Dataset[Sample]):
                 f"for every image, but it also holds {few([repr(label) for label in wrong])}"
             )
         return tuple(self.reader.class_to_idx) or numbered(max(labels, default=-1) + 1)
+
+    def class_numbers(self) -> list[int]:
+        """The class number of every image."""
+        return list(self.reader.dataset[self.reader.label_key])
 
     def __len__(self) -> int:
         return len(self.reader)
@@ -64,17 +68,18 @@ def open_hugging_face(
         raise opening_error(spec, data_dir, error) from error
     images = {split: _images(spec, split, found, data_dir, in_chans) for split in splits}
     class_names = [part.class_names() for part in images.values()]
-    return Source(spec, images.get("train"), images.get("val"), max(class_names, key=len, default=()))
+    return Source(
+        spec, images.get("train"), images.get("val"), max(class_names, key=len, default=()), images.get("test")
+    )
 
 
 def _images(spec: str, split: Split, found: Any, data_dir: Path | None, in_chans: int) -> HuggingFaceImages:
     # Takes seconds, and only named sources need it.
     from timm.data import create_dataset
 
-    name = val_name(found) if split == "val" else "train"
-    if name is None or name not in found:
-        wanted = "train" if split == "train" else " or ".join(VAL_NAMES)
-        raise UserError(f"'{spec}' has the splits {', '.join(found)}, but it should have {wanted}")
+    name = split_name(split, found)
+    if name is None:
+        raise UserError(f"'{spec}' has the splits {', '.join(found)}, but it should have {split_names(split)}")
     image_column, label_column = _columns(spec, found[name].features)
     dataset = create_dataset(
         spec, root=data_dir and str(data_dir), split=name, input_key=image_column, target_key=label_column

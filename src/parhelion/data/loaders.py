@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, Subset, get_worker_info
 
+from parhelion.data.balance import Balanced, repeats
 from parhelion.data.images import BadImage
 from parhelion.data.samples import Sample, Share, Stream
 from parhelion.errors import UserError
@@ -24,8 +25,8 @@ from parhelion.seeds import number, seed_cpu
 Transform: TypeAlias = Callable[[Image.Image], Tensor]
 Ready: TypeAlias = tuple[Tensor | BadImage, int, str]
 OnBadImage: TypeAlias = Literal["skip", "refuse"]
-Ticket: TypeAlias = tuple[int, int]
-"""Which sample, in which epoch."""
+Ticket: TypeAlias = tuple[int, int, int]
+"""Which sample, in which epoch, and how often it came in that epoch before."""
 
 
 # How long a worker outlives a SIGTERM: as long as torchrun waits before it kills.
@@ -56,6 +57,8 @@ def make_loader(
     share: Share | None = None,
 ) -> DataLoader:
     """A DataLoader of `Batch`; see `build_loader`. `transform` makes a tensor of an image.
+
+    `Balanced` samples come with every class equally often in training, otherwise each sample comes once.
 
     Bad images: with "refuse" the first one raises its BadImage in the process that iterates, also when a worker
     read it; with "skip" the batch goes without it and says so in `bad`. A batch may thus be smaller than `batch`,
@@ -118,7 +121,7 @@ def build_loader(
         dataset.samples.arrange(batch=local, workers=workers, seed=seed, share=share)
     elif train:
         dataset = _ReadySamples(samples, ready, seed)
-        batching = {"batch_sampler": _Updates(_length(samples), local, share, seed)}
+        batching = {"batch_sampler": _Updates(samples, local, share, seed)}
     else:
         rows = range(share.process, _length(samples), share.processes)
         dataset = _ReadySamples(samples if share.processes == 1 else Subset(samples, rows), ready, seed)
@@ -184,8 +187,8 @@ class _Position:
 class _Updates(Sampler[list[Ticket]]):
     """This process's batches of every update, in an order that depends on seed and epoch only."""
 
-    def __init__(self, count: int, batch: int, share: Share, seed: int) -> None:
-        together = batch * share.processes * share.parts
+    def __init__(self, samples: Dataset[Any], batch: int, share: Share, seed: int) -> None:
+        together, count = batch * share.processes * share.parts, _length(samples)
         # All there is, if that is less than a batch and nobody has to share it.
         self.whole = count < together and share.processes * share.parts == 1
         if count < together and not self.whole:
@@ -193,7 +196,7 @@ class _Updates(Sampler[list[Ticket]]):
                 f"batch is {together}, in {share.parts} parts on {share.processes} processes, but there are only "
                 f"{count} training images"
             )
-        self.count, self.batch, self.share, self.seed = count, batch, share, seed
+        self.samples, self.count, self.batch, self.share, self.seed = samples, count, batch, share, seed
         self.position = _Position()
 
     def go_to(self, epoch: int, batches: int) -> None:
@@ -207,10 +210,15 @@ class _Updates(Sampler[list[Ticket]]):
     def __iter__(self) -> Iterator[list[Ticket]]:
         epoch, done = self.position.next_pass()
         generator = torch.Generator().manual_seed(number("order", self.seed, epoch))
-        order = torch.randperm(self.count, generator=generator).tolist()
+        if isinstance(self.samples, Balanced):
+            order = self.samples.order(generator)
+            before = repeats(order)
+        else:
+            order = torch.randperm(self.count, generator=generator).tolist()
+            before = [0] * self.count
         for batch in range(done, len(self)):
             first = (batch * self.share.processes + self.share.process) * self.batch
-            yield [(index, epoch) for index in order[first : first + self.batch]]
+            yield [(order[place], epoch, before[place]) for place in range(first, min(first + self.batch, self.count))]
 
 
 class _ReadySamples(Dataset[Any]):
@@ -231,10 +239,12 @@ class _ReadySamples(Dataset[Any]):
             return [self._sample(ticket) for ticket in tickets]
 
     def _sample(self, ticket: int | Ticket) -> Any:
-        index, epoch = ticket if isinstance(ticket, tuple) else (ticket, None)
+        if not isinstance(ticket, tuple):
+            return self.ready(self.samples[ticket])
+        index, epoch, before = ticket
         sample = self.samples[index]
-        if epoch is not None:
-            seed_cpu("image", self.seed, epoch, index)
+        # An image that comes again looks different.
+        seed_cpu("image", self.seed, epoch, index, *([before] if before else []))
         return self.ready(sample)
 
 

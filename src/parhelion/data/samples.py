@@ -12,7 +12,7 @@ from torch.utils.data import Dataset, IterableDataset
 from parhelion.data.images import BadImage
 from parhelion.errors import UserError
 
-Split: TypeAlias = Literal["train", "val"]
+Split: TypeAlias = Literal["train", "val", "test"]
 
 Sample: TypeAlias = tuple[Image.Image | BadImage, int, str]
 """The image, or why it cannot be read; its class number (-1: unknown, bad images only); its name."""
@@ -29,6 +29,13 @@ class Source:
     train: Dataset[Sample] | None
     val: Dataset[Sample] | None
     class_names: tuple[str, ...]
+    test: Dataset[Sample] | None = None
+
+    def images(self, split: Split) -> Dataset[Sample]:
+        """The images of a split that was asked for."""
+        found = {"train": self.train, "val": self.val, "test": self.test}[split]
+        assert found is not None, f"open the source with its {split} split"
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +63,10 @@ class Stream(IterableDataset[Sample]):
         """Make the next pass that of `epoch`, each with an order of its own, without its first `batches` batches."""
 
     @abstractmethod
+    def in_order(self) -> "Stream":
+        """The same samples for evaluation, each of them once, in the order in which they are stored."""
+
+    @abstractmethod
     def reader_number(self) -> int:
         """The number, among all readers, of the one whose part the process that calls this reads."""
 
@@ -74,6 +85,18 @@ class Stream(IterableDataset[Sample]):
 def val_name(present: Collection[str]) -> str | None:
     """What the evaluation split is called among `present`, if it is there."""
     return next((name for name in VAL_NAMES if name in present), None)
+
+
+def split_name(split: Split, present: Collection[str]) -> str | None:
+    """What `split` is called among `present`, if it is there."""
+    if split == "val":
+        return val_name(present)
+    return split if split in present else None
+
+
+def split_names(split: Split) -> str:
+    """What `split` may be called, for a sentence."""
+    return " or ".join(VAL_NAMES) if split == "val" else split
 
 
 def numbered(count: int) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ We read the tar files ourselves: timm's reader logs an image or a shard that it 
 samples have no names.
 """
 
+import copy
 import io
 import json
 import tarfile
@@ -18,7 +19,7 @@ from typing import Any, TypeAlias
 from torch.utils.data import get_worker_info
 
 from parhelion.data.images import ENDINGS, BadImage, open_image
-from parhelion.data.samples import VAL_NAMES, Sample, Share, Source, Split, Stream, few, numbered, val_name
+from parhelion.data.samples import Sample, Share, Source, Split, Stream, few, numbered, split_name, split_names
 from parhelion.errors import UserError
 
 INFO_NAMES = ("_info.json", "info.json")
@@ -64,6 +65,11 @@ class Shards(Stream):
 
     def go_to(self, epoch: int, batches: int) -> None:
         self.epoch, self.done = epoch, batches
+
+    def in_order(self) -> "Shards":
+        ordered = copy.copy(self)
+        ordered.train = False
+        return ordered
 
     def reader_number(self) -> int:
         return self.share.process * self.workers + self._turn()
@@ -178,7 +184,7 @@ def open_shards(spec: str, *, data_dir: Path | None, download: bool, in_chans: i
     info = _info(spec, data_dir)
     class_names = _class_names(spec, info, data_dir)
     opened = {split: _shards(spec, split, info, data_dir, in_chans, len(class_names)) for split in splits}
-    return Source(spec, opened.get("train"), opened.get("val"), class_names)
+    return Source(spec, opened.get("train"), opened.get("val"), class_names, opened.get("test"))
 
 
 def _info(spec: str, folder: Path) -> dict[str, Any]:
@@ -211,10 +217,11 @@ def _class_names(spec: str, info: dict[str, Any], folder: Path) -> tuple[str, ..
 
 def _shards(spec: str, split: Split, info: dict[str, Any], folder: Path, in_chans: int, class_count: int) -> Shards:
     present = info["splits"]
-    name = val_name(present) if split == "val" else "train"
-    if name not in present:
-        wanted = "train" if split == "train" else " or ".join(VAL_NAMES)
-        raise UserError(f"'{spec}' in {folder} has the splits {', '.join(present)}, but it should have {wanted}")
+    name = split_name(split, present)
+    if name is None:
+        raise UserError(
+            f"'{spec}' in {folder} has the splits {', '.join(present)}, but it should have {split_names(split)}"
+        )
     names, lengths = present[name].get("filenames"), present[name].get("shard_lengths")
     if not names or not lengths or len(names) != len(lengths):
         raise UserError(

@@ -34,13 +34,14 @@ def open_source(
 ) -> Source:
     """The asked splits of what `spec` names; the images come in RGB (`in_chans` 3) or grey (1).
 
-    `bundled`: the images that come with Parhelion, evaluated on the test images.
+    `bundled`: the images that come with Parhelion, evaluated on the test images; they are the split `test`, too.
 
     `fashion-mnist`: all 70,000 images of which those are a part, from Debian's package dataset-fashion-mnist or from
     `data_dir`, a folder with the same four files or with torchvision's download, which `download` fetches.
 
     A folder with `train/` and one of `val/`, `validation/`, `valid/`, `test/` (the first that exists), in each a
-    folder per class; for the evaluation split alone, also a folder that holds the class folders itself. A folder
+    folder per class; for the evaluation split alone, also a folder that holds the class folders itself. The split
+    `test` is always `test/`. A folder
     called `bundled` is `./bundled`; so with `fashion-mnist`.
 
     `torch/NAME`, `hfds/NAME`, `wds/NAME`, `tfds/NAME`: as timm spells them. These read from `data_dir` (torch, wds:

@@ -1,5 +1,6 @@
 """tfds/NAME: TensorFlow Datasets, read through timm."""
 
+import copy
 from collections.abc import Iterator, Sequence
 from importlib import import_module
 from importlib.util import find_spec
@@ -10,7 +11,7 @@ from typing import Any
 from torch.utils.data import get_worker_info
 
 from parhelion.data.images import MODES, BadImage, as_mode
-from parhelion.data.samples import VAL_NAMES, Sample, Share, Source, Split, Stream, opening_error, val_name
+from parhelion.data.samples import Sample, Share, Source, Split, Stream, opening_error, split_name, split_names
 from parhelion.errors import UserError
 
 
@@ -37,6 +38,12 @@ class TimmStream(Stream):
             )
         self.reader.set_epoch(epoch)
         self.done = batches
+
+    def in_order(self) -> "TimmStream":
+        reader = copy.copy(self.reader)
+        # What timm's reader was told when it was made to train: shuffle, start over, round up to whole batches.
+        reader.is_training = reader.reinit_each_iter = False
+        return TimmStream(self.name, reader, self.in_chans)
 
     def reader_number(self) -> int:
         worker = get_worker_info()
@@ -74,7 +81,9 @@ def open_tensorflow(
         raise opening_error(spec, data_dir, error) from error
     opened = {split: TimmStream(f"{spec}:{split}", reader, in_chans) for split, reader in readers.items()}
     class_names = [_class_names(spec, reader) for reader in readers.values()]
-    return Source(spec, opened.get("train"), opened.get("val"), max(class_names, key=len, default=()))
+    return Source(
+        spec, opened.get("train"), opened.get("val"), max(class_names, key=len, default=()), opened.get("test")
+    )
 
 
 def _reader(spec: str, split: Split, data_dir: Path | None, download: bool, in_chans: int) -> Any:
@@ -84,14 +93,16 @@ def _reader(spec: str, split: Split, data_dir: Path | None, download: bool, in_c
     tensorflow_datasets = import_module("tensorflow_datasets")
     root = data_dir and str(data_dir)
     present = tensorflow_datasets.builder(spec.partition("/")[2], data_dir=root).info.splits
-    name = val_name(present) if split == "val" else "train"
-    if name not in present and not download:
-        wanted = "train" if split == "train" else " or ".join(VAL_NAMES)
-        raise UserError(f"'{spec}' has the splits {', '.join(present) or 'none'}, but it should have {wanted}")
+    name = split_name(split, present)
+    if name is None and not download:
+        raise UserError(
+            f"'{spec}' has the splits {', '.join(present) or 'none'}, but it should have {split_names(split)}"
+        )
     return create_dataset(
         spec,
         root=root,
-        split=name or "validation",
+        # Not downloaded yet, so that the name is a guess.
+        split=name or ("validation" if split == "val" else split),
         is_training=split == "train",
         download=download,
         input_img_mode=MODES[in_chans],

@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch.utils.data import Dataset
 
 from parhelion.data.images import BadImage, as_mode, open_image
@@ -27,6 +28,10 @@ NAMES = (
 )
 """What timm calls them; it answers an unknown name with a bare assertion."""
 
+FOLDERS = ("folder", "image_folder")
+NO_TEST_LABELS = ("imagenet", "inat", "inaturalist", "places365")
+"""Whose test images have no classes; those of the others are what they are evaluated on."""
+
 
 class TorchvisionImages(Dataset[Sample]):
     """One split of a torchvision data set; a sample is named by its file or, without one, `torch/NAME:split/17`."""
@@ -42,6 +47,16 @@ class TorchvisionImages(Dataset[Sample]):
         """ImageNet's classes have several names each, which are joined; iNaturalist's are called categories."""
         names = getattr(self.dataset, "classes", None) or self.dataset.all_categories
         return tuple(name if isinstance(name, str) else ", ".join(name) for name in names)
+
+    def class_numbers(self) -> list[int]:
+        """The class number of every image."""
+        if self.files is not None:
+            return [int(number) for _, number in self.files]
+        # iNaturalist's are pairs of a class and a file.
+        numbers = self.dataset.targets if hasattr(self.dataset, "targets") else [row[0] for row in self.dataset.index]
+        columns = torch.as_tensor(numbers)
+        # QMNIST's first column; the others say who wrote the digit.
+        return (columns if columns.ndim == 1 else columns[:, 0]).tolist()
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -74,16 +89,29 @@ def open_torchvision(
             f"training and evaluation images of '{spec}' in {data_dir} differ in their classes: "
             f"{few(class_names['train'])} and {few(class_names['val'])}"
         )
-    return Source(spec, images.get("train"), images.get("val"), next(iter(class_names.values()), ()))
+    return Source(
+        spec, images.get("train"), images.get("val"), next(iter(class_names.values()), ()), images.get("test")
+    )
 
 
 def _images(spec: str, split: Split, data_dir: Path, download: bool, in_chans: int) -> TorchvisionImages:
     # Takes seconds, and only named sources need it.
     from timm.data import create_dataset
 
-    timm_split = "train" if split == "train" else "validation"
+    if split == "test":
+        _check_test(spec, data_dir)
+    timm_split = {"train": "train", "val": "validation", "test": "test"}[split]
     try:
         dataset = create_dataset(spec, root=str(data_dir), split=timm_split, download=download)
     except (OSError, RuntimeError) as error:
         raise opening_error(spec, data_dir, error) from error
     return TorchvisionImages(spec, split, dataset, in_chans)
+
+
+def _check_test(spec: str, data_dir: Path) -> None:
+    name = spec.partition("/")[2].lower()
+    if name in NO_TEST_LABELS:
+        raise UserError(f"the test images of '{spec}' come without their classes; evaluate on val")
+    # timm would take the whole folder instead.
+    if name in FOLDERS and not (data_dir / "test").is_dir():
+        raise UserError(f"'{spec}' has no test/ in {data_dir}")

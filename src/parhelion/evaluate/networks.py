@@ -18,6 +18,7 @@ from parhelion.models.accelerate import accelerate
 from parhelion.models.catalog import create_model, list_models, model_info
 from parhelion.models.count import multiply_adds
 from parhelion.models.fold import fold
+from parhelion.models.single_images import SingleImages
 
 TIMM, ACCELERATED = "timm:", "accelerated:"
 SEED = 20103019
@@ -157,9 +158,19 @@ class Network(Candidate):
         return network.to(memory_format=torch.channels_last)
 
     def build(self) -> Run:
-        """Logits of the batch per call, or the loss of a training step."""
+        """Logits of the batch per call, or the loss of a training step.
+
+        Raises:
+            UserError: batch norm cannot train on a single image so small.
+        """
         dtype, context = at_precision(self.precision, self.device)
-        network = self.network().to(self.device, dtype)
+        network = self.network()
+        if self.train and self.batch == 1 and not SingleImages(network, in_chans=3).suffice(*[self.image_px] * 2):
+            raise UserError(
+                f"{self.name} cannot train on one image of {self.image_px} pixels, of which batch norm gets one value "
+                "of each channel, where it needs more; give a larger batch or larger images"
+            )
+        network.to(self.device, dtype)
         images = noise(self.batch, self.image_px).to(self.device, dtype)
         if not self.train:
             called = torch.compile(network) if self.compiled else network

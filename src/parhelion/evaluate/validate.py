@@ -1,4 +1,4 @@
-"""A saved classifier against the validation images of a source."""
+"""A saved classifier against the images of a source."""
 
 from collections.abc import Sequence, Sized
 from typing import Literal, cast
@@ -6,7 +6,8 @@ from typing import Literal, cast
 from torch.utils.data import Dataset
 
 from parhelion.data.loaders import make_loader
-from parhelion.data.sources import Sample, Source
+from parhelion.data.samples import Stream
+from parhelion.data.sources import Sample, Source, Split
 from parhelion.data.transforms import eval_transform
 from parhelion.errors import UserError
 from parhelion.evaluate.classify import Outcome, outcome
@@ -18,29 +19,32 @@ def validate(
     classifier: Classifier,
     source: Source,
     *,
+    split: Split = "val",
     batch: int = 128,
     workers: int = 0,
     on_bad_image: Literal["refuse", "skip"] = "refuse",
     quiet: bool = False,
 ) -> Outcome:
-    """What `classifier` says of the validation images of `source`.
+    """What `classifier` says of the images of a split of `source`, of each once.
 
     Raises UserError where the source's classes are not those the classifier was trained for.
     """
     for name, value, least in (("batch", batch, 1), ("workers", workers, 0)):
         if value < least:
             raise UserError(f"{name} is {value}; it must be at least {least}")
-    assert source.val is not None, "open the source with its val split"
+    images = source.images(split)
+    if isinstance(images, Stream):
+        images = images.in_order()
     check_classes(classifier.class_names, source.class_names, source.name)
     loader = make_loader(
-        source.val,
+        images,
         eval_transform(classifier.preprocessing),
         batch=batch,
         train=False,
         workers=workers,
         on_bad_image=on_bad_image,
     )
-    with Progress(image_count(source.val), quiet=quiet) as progress:
+    with Progress(image_count(images), quiet=quiet) as progress:
         return outcome(classifier.model, loader, progress)
 
 

@@ -13,6 +13,7 @@ from timm.data.mixup import Mixup, mixup_target
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from parhelion.data.balance import class_numbers, class_weights
 from parhelion.data.samples import Share
 from parhelion.data.sources import Source, open_source
 from parhelion.errors import UserError
@@ -78,8 +79,14 @@ def train(  # noqa: PLR0913  every argument is the user's choice
     return running.run(recipe, request, lambda: Classification(recipe, request))
 
 
-def cross_entropy(recipe: ClassificationRecipe, classes: int) -> loop.Losses:
-    """The cross entropy of a batch's images, perhaps mixed, against their targets."""
+def cross_entropy(recipe: ClassificationRecipe, classes: int, weights: Tensor | None = None) -> loop.Losses:
+    """The cross entropy of a batch's images, perhaps mixed, against their targets: its mean over the images.
+
+    weights: What an image of each class counts, (classes,): the mean of weight * cross entropy. The weight of a mixed
+        image is that of its classes by their shares. Label smoothing does not change it, so that each image is still
+        told the same target; torch would weigh every class of a target instead, which tells an image of a frequent
+        class that it is probably one of a rare one.
+    """
     smoothing = recipe.label_smoothing
     mix = None
     if recipe.mixup or recipe.cutmix:
@@ -91,9 +98,20 @@ def cross_entropy(recipe: ClassificationRecipe, classes: int) -> loop.Losses:
             images, targets = _mixed(mix, images, targets)
         logits = model(images.contiguous(memory_format=torch.channels_last))
         smoothed = smoothing if mix is None else 0.0
-        return {"cross_entropy": nn.functional.cross_entropy(logits, targets, label_smoothing=smoothed)}
+        if weights is None:
+            return {"cross_entropy": nn.functional.cross_entropy(logits, targets, label_smoothing=smoothed)}
+        each = nn.functional.cross_entropy(logits, targets, label_smoothing=smoothed, reduction="none")
+        return {"cross_entropy": (_image_weights(weights.to(each.device), targets, smoothing) * each).mean()}
 
     return losses
+
+
+def _image_weights(weights: Tensor, targets: Tensor, smoothing: float) -> Tensor:
+    """What each image counts, (B,), by its class, (B,), or by its smoothed shares of all classes, (B, classes)."""
+    if targets.ndim == 1:
+        return weights[targets]
+    shares = (targets - smoothing / len(weights)) / (1 - smoothing)
+    return shares @ weights
 
 
 def _mixed(mix: Mixup, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -146,7 +164,11 @@ class Classification(running.Task):
         return train_loader(self.recipe, self.source, accelerator)
 
     def losses(self) -> loop.Losses:
-        return cross_entropy(self.recipe, len(self.source.class_names))
+        classes, weights = len(self.source.class_names), None
+        if self.recipe.class_weights == "balanced":
+            samples = self.source.images("train")
+            weights = class_weights(class_numbers(samples, source=self.source.name, field="class_weights"), classes)
+        return cross_entropy(self.recipe, classes, weights)
 
     def use(self, model: nn.Module) -> None:
         self._classifier = replace(self.classifier, model=model)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from parhelion.errors import UserError
 from parhelion.recipes.recipe import RULES, Recipe, Rules, share
 
 if TYPE_CHECKING:
@@ -32,6 +33,12 @@ class ClassificationRecipe(Recipe):
 
     label_smoothing: float = 0.1
     """Share of the target spread evenly over all classes."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """What an image counts in the loss; balanced: images / (classes * images of its class), 1 on average, so that rare
+    classes count as much as frequent ones. A mixed image counts as its parts do."""
+    sampling: Literal["shuffled", "balanced"] = "shuffled"
+    """Order of the training images; shuffled: each comes once in an epoch; balanced: as many come in an epoch, but each
+    class equally often, so that images of rare classes come again and not all of the frequent ones come."""
     dropout: float = 0.0
     """Probability that a feature before the classifier is dropped."""
     compile: bool = False
@@ -94,6 +101,8 @@ class ClassificationRecipe(Recipe):
 
     def check_together(self) -> None:
         super().check_together()
+        if self.class_weights == self.sampling == "balanced":
+            raise UserError("class_weights and sampling are both balanced, which favours rare classes twice; take one")
         # These check their own fields.
         self.preprocessing()
         self.augmentation()

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from parhelion.data.coco import CocoImages, DetectionSource, open_coco
 from parhelion.data.coco_headers import described, misfits
+from parhelion.data.detection_counts import object_counts
 from parhelion.data.detection_loaders import make_detection_loader
 from parhelion.data.detection_transforms import detection_eval_transform, detection_train_transform
 from parhelion.data.loaders import refuses
@@ -27,6 +28,7 @@ from parhelion.recipes import running
 from parhelion.recipes.detection_album import CURVES, SHEET, draw_sheet
 from parhelion.recipes.detection_recipe import DetectionRecipe
 from parhelion.recipes.ingredients import check_same_images, choices_in_words, place, until_stopped
+from parhelion.recipes.lone_images import Size
 from parhelion.train import loop
 from parhelion.train.stopping import StopRequest
 
@@ -83,8 +85,9 @@ class Detection(running.Task):
         assert self.source.val is not None
         self.train_images: CocoImages = self.source.train
         self.val_images: CocoImages = self.source.val
-        if self.val_images.crowd.all():
-            raise UserError(f"{self.val_images.file} has no annotated object to score what is found against")
+        self.counts = [object_counts(images) for images in (self.train_images, self.val_images)]
+        for counts, purpose in zip(self.counts, ("to learn", "to score what is found against"), strict=True):
+            counts.require_objects(purpose)
         self.title = f"{recipe.model} on {self.source.name}"
         self._detector: Detector | None = None
         self._val_loader: DataLoader[Any] | None = None
@@ -116,7 +119,10 @@ class Detection(running.Task):
                     f"the run was begun with other annotations than those of {self.source.name}: {name} was "
                     f"{begun[name]} and is {now[name]}; resume with those it was begun with, or start another run"
                 )
-        for images in (self.train_images, self.val_images):
+        for images, counts in zip((self.train_images, self.val_images), self.counts, strict=True):
+            note(counts.text())
+            if too_full := counts.too_full(self.recipe.max_found):
+                note(too_full)
             for sentence in images.report.notes():
                 note(sentence)
             self._check_headers(images, accelerator, note)
@@ -145,6 +151,15 @@ class Detection(running.Task):
 
     def initialise(self, spec: str) -> Adaptation:
         return initialise_detector(self.detector.model, spec, class_names=self.source.class_names)
+
+    def backbone(self, model: nn.Module) -> nn.Module:
+        return cast("nn.Module", model.backbone)
+
+    def padded(self, size: Size) -> Size:
+        # As torchvision pads a batch, so that every map is half as large as the one before.
+        step = cast("Any", self.detector.model).transform.size_divisible
+        h, w = (-(-side // step) * step for side in size)
+        return h, w
 
     def train_loader(self, accelerator: Accelerator) -> DataLoader[Any]:
         recipe = self.recipe
@@ -177,7 +192,7 @@ class Detection(running.Task):
         if accelerator.num_processes > 1:
             parts = gather_object([found])
             found = sum_of(parts)
-        metrics = found.scores(self.val_images, masks=self.recipe.masks).metrics()
+        metrics = found.scores(self.val_images, masks=self.recipe.masks, most=self.recipe.max_found).metrics()
         self._detector = replace(self.detector, epoch=epoch, metrics=metrics)
         return running.Scores(values=metrics, skipped=tuple(found.skipped))
 

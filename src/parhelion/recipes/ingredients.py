@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from torch import nn
 from torch.utils.data import DataLoader
 
+from parhelion.data.balance import Balanced, class_numbers
 from parhelion.data.loaders import make_loader
 from parhelion.data.samples import Share, Stream
 from parhelion.data.sources import Source
@@ -91,9 +92,11 @@ def _look_once(model: nn.Module, size: tuple[int, ...]) -> None:
 
 def train_loader(recipe: ClassificationRecipe, source: Source, accelerator: Accelerator) -> DataLoader[Any]:
     """This process's training batches, to be moved through with `go_to`."""
-    assert source.train is not None, "open the source with its train split"
+    samples = source.images("train")
+    if recipe.sampling == "balanced":
+        samples = Balanced(samples, class_numbers(samples, source=source.name, field="sampling"))
     return make_loader(
-        source.train,
+        samples,
         train_transform(recipe.preprocessing(recipe.image_px), recipe.augmentation()),
         batch=recipe.batch,
         train=True,
@@ -106,9 +109,8 @@ def train_loader(recipe: ClassificationRecipe, source: Source, accelerator: Acce
 
 def val_loader(recipe: ClassificationRecipe, source: Source, share: Share) -> DataLoader[Any]:
     """The validation batches of one process."""
-    assert source.val is not None, "open the source with its val split"
     return make_loader(
-        source.val,
+        source.images("val"),
         eval_transform(recipe.preprocessing()),
         batch=recipe.batch,
         train=False,

@@ -8,6 +8,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from parhelion.recipes.recipe import Recipe
 from parhelion.train import loop
 from parhelion.train.checkpoints import Checkpoint, Checkpoints
 from parhelion.train.environment import environment
@@ -43,7 +44,7 @@ def begin(
     accelerator: Accelerator,
     *,
     resume: bool,
-    keep: int,
+    recipe: Recipe,
     note: Callable[[str], None],
 ) -> Begun:
     """The run in `folder` as it stands; a new one where it holds none or `resume` is not asked for.
@@ -51,10 +52,10 @@ def begin(
     note: hears a sentence about each checkpoint that is damaged.
     Raises UserError where the run in `folder` was begun with another recipe, or by a newer parhelion.
     """
-    checkpoints = Checkpoints(folder / CHECKPOINTS, accelerator, keep=keep)
+    checkpoints = Checkpoints(folder / CHECKPOINTS, accelerator, keep=recipe.keep)
     resumed = resume and holds_run(folder)
     if resumed:
-        check_same_recipe(folder, resolved)
+        check_same_recipe(folder, resolved, defaults=recipe.defaults())
     return Begun(
         folder=folder,
         resolved=resolved,

@@ -6,7 +6,7 @@ import json
 import math
 from abc import ABC
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, get_args, get_origin, get_type_hints
 
 from parhelion.errors import UserError
@@ -149,6 +149,11 @@ class Recipe(ABC):
         """The recipe with these fields, also after a round trip through JSON, which has no tuples."""
         tuples: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
         return cls(**tuples)
+
+    @classmethod
+    def defaults(cls) -> dict[str, Any]:
+        """The fields that need not be given, by name: what a recipe had that was written before there was a field."""
+        return {field.name: field.default for field in fields(cls) if field.default is not MISSING}
 
     def model_choices(self) -> dict[str, Any]:
         """`choices` by name, as values; UserError for what is not name=value, or comes twice."""

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from accelerate import Accelerator
 from torch import nn
@@ -16,7 +16,8 @@ from parhelion.data.loaders import go_to
 from parhelion.errors import UserError
 from parhelion.models.adapt import Adaptation
 from parhelion.recipes.keeping import Begun, Keeping, begin
-from parhelion.recipes.preparing import Prepared, prepared
+from parhelion.recipes.lone_images import LoneImages, Size
+from parhelion.recipes.preparing import Prepared, Trainee, prepared
 from parhelion.recipes.recipe import Recipe
 from parhelion.seeds import seed_everything
 from parhelion.train import loop, parallel
@@ -81,6 +82,14 @@ class Task(ABC):
     def initialise(self, spec: str) -> Adaptation:
         """Fill the network from what --init-from means."""
 
+    def backbone(self, model: nn.Module) -> nn.Module:
+        """The part of `model`, as `build` made it, that takes images (B, C, H, W)."""
+        return model
+
+    def padded(self, size: Size) -> Size:
+        """The height and width at which the backbone sees an image of `size`, in pixels, while it trains."""
+        return size
+
     @abstractmethod
     def train_loader(self, accelerator: Accelerator) -> DataLoader[Any]:
         """This process's training batches."""
@@ -136,7 +145,7 @@ def run(recipe: Recipe, request: Request, task: Callable[[], Task]) -> dict[str,
         check_out(out)
     note = _silent if quiet else _warn
     resolved = {**recipe.as_dict(), **request.as_dict()}
-    begun = begin(out, resolved, accelerator, resume=request.resume, keep=recipe.keep, note=note)
+    begun = begin(out, resolved, accelerator, resume=request.resume, recipe=recipe, note=note)
     doing = task()
     doing.check_images(begun.images, accelerator, note)
     # Equal weights in all processes.
@@ -153,8 +162,10 @@ def run(recipe: Recipe, request: Request, task: Callable[[], Task]) -> dict[str,
         raise UserError(f"the run in {out} is finished; to train on, start another one with --init-from {out}")
     if recipe.sharding != "none" and accelerator.num_processes == 1:
         note(f"sharding is {recipe.sharding}, but one process alone holds all weights; torchrun starts several")
+    lone = _lone_images(recipe, doing, model, accelerator)
     ready = prepared(recipe, accelerator, model, doing.losses(), plan)
-    running = Running(recipe, begun, doing, ready, quiet=quiet)
+    lone.check(doing.images(accelerator)["train_images"], note)
+    running = Running(recipe, begun, doing, ready, why_not=lone.why_not, quiet=quiet)
     state = running.open(seed=recipe.seed, updates_per_epoch=plan.updates_per_epoch)
     if adaptation is not None:
         running.note_start(adaptation)
@@ -165,9 +176,12 @@ def run(recipe: Recipe, request: Request, task: Callable[[], Task]) -> dict[str,
 class Running(Keeping):
     """One run under way: trains, and after each epoch evaluates, saves and records."""
 
-    def __init__(self, recipe: Recipe, begun: Begun, task: Task, ready: Prepared, *, quiet: bool) -> None:
+    def __init__(
+        self, recipe: Recipe, begun: Begun, task: Task, ready: Prepared, *, why_not: loop.WhyNot, quiet: bool
+    ) -> None:
+        """why_not: why the network cannot learn from a batch."""
         super().__init__(begun, ready.moving, task.images(ready.moving.accelerator))
-        self.recipe, self.task, self.ready = recipe, task, ready
+        self.recipe, self.task, self.ready, self._why_not = recipe, task, ready, why_not
         task.use(ready.evaluated)
         self._noted: set[str] = set()
         self._trackers = Trackers()
@@ -216,6 +230,7 @@ class Running(Keeping):
                         keeper=self,
                         progress=progress,
                         stop=stop,
+                        why_not=self._why_not,
                     )
                 )
         except KeyboardInterrupt:
@@ -275,6 +290,17 @@ def _warn(sentence: str) -> None:
 
 def _silent(_sentence: str) -> None:
     """Say nothing."""
+
+
+def _lone_images(recipe: Recipe, task: Task, model: nn.Module, accelerator: Accelerator) -> LoneImages:
+    return LoneImages(
+        recipe,
+        task.backbone(model),
+        # Too many are refused when the model is prepared.
+        frozen=list(cast("Trainee", model).parts[: recipe.freeze]),
+        processes=accelerator.num_processes,
+        padded=task.padded,
+    )
 
 
 def _plan(recipe: Recipe, *, batches: int) -> loop.Plan:

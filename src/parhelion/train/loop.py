@@ -20,6 +20,7 @@ from parhelion.train.stopping import StopRequest
 
 Batch = dict[str, Any]
 Losses = Callable[[nn.Module, Batch], dict[str, Tensor]]
+WhyNot = Callable[[Batch], str | None]
 
 # Reading a loss makes a GPU wait, so losses are read a few updates at a time.
 UPDATES_PER_READ = 16
@@ -138,6 +139,8 @@ class Training:
     keeper: Keeper
     progress: Progress
     stop: StopRequest
+    # Why the model cannot learn from a batch that has images; None where it can. Such a batch is left out.
+    why_not: WhyNot = lambda _batch: None
 
 
 def train(run: Training) -> None:
@@ -195,10 +198,11 @@ def _update(run: Training, parts: Iterator[Batch], watch: "LossWatch") -> int:
         batch = next(parts, None)
         if batch is None:
             raise UserError(f"the data ended after {state.update} updates, before the epoch was over")
-        state.skipped += batch.get("bad", [])
-        count = len(batch["image"])
-        if not count:
-            _refuse_empty(run.accelerator, batch)
+        bad, count = batch.get("bad", []), len(batch["image"])
+        reason = run.why_not(batch) if count else None
+        state.skipped += [*bad, reason] if reason else bad
+        if reason or not count:
+            _refuse_empty(run.accelerator, reason or bad[0])
             continue
         seed_everything("update", plan.seed, state.update, part, run.accelerator.process_index)
         with nullcontext() if part == plan.accumulate - 1 else _gradients_stay_here(run):
@@ -347,10 +351,10 @@ def _forget_epoch(state: State) -> None:
     state.skipped = []
 
 
-def _refuse_empty(accelerator: Accelerator, batch: Batch) -> None:
+def _refuse_empty(accelerator: Accelerator, sentence: str) -> None:
     # The other processes would wait for this one's gradients for ever.
     if accelerator.num_processes > 1:
-        raise UserError(f"a whole share of a batch could not be read: {batch['bad'][0]}")
+        raise UserError(f"one process has nothing to train on in its share of a batch: {sentence}")
 
 
 def _check_weights(step: nn.Module, epoch: int) -> None:

@@ -55,9 +55,15 @@ def saved_recipe(folder: Path) -> dict[str, Any]:
     return recipe
 
 
-def check_same_recipe(folder: Path, recipe: Mapping[str, Any], *, free: Collection[str] = FREE) -> None:
-    """Raise UserError where the run in `folder` was begun with another recipe; the fields `free` may differ."""
+def check_same_recipe(
+    folder: Path, recipe: Mapping[str, Any], *, defaults: Mapping[str, Any], free: Collection[str] = FREE
+) -> None:
+    """Raise UserError where the run in `folder` was begun with another recipe; the fields `free` may differ.
+
+    defaults: what a run had where its recipe is older than a field.
+    """
     saved, ours = saved_recipe(folder), json.loads(json.dumps(dict(recipe)))
+    saved = {**json.loads(json.dumps(dict(defaults))), **saved}
     unknown = sorted(saved.keys() - ours.keys())
     if unknown:
         raise UserError(
