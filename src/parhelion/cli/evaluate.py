@@ -31,7 +31,8 @@ class Arguments:
     names it (torch/..., hfds/..., wds/..., tfds/...). Of a detector: coco:DIR. The classes must be the checkpoint's."""
     split: Literal["train", "val", "test"] = "val"
     """Which images: val: those that training evaluates on (val/, validation/, valid/ or test/, the first there is);
-    test: those of test/; train: the training images, as they are."""
+    test: those of test/, of a detector those in instances_test*.json or, without annotations, image_info_test*.json;
+    train: the training images, as they are."""
     data_dir: Path | None = None
     """Where fashion-mnist or a torch/, hfds/, wds/ or tfds/ dataset lies on disk."""
     download: bool = False
@@ -173,7 +174,8 @@ def _detector(chosen: Arguments) -> None:
         write_json(chosen.results, results.entries)
     scores = results.scores(images, masks=masks, most=detector.max_found) if counts.objects else None
     if chosen.json:
-        facts = {"model": detector.name, "data": chosen.data, "split": chosen.split, "file": str(images.file)}
+        facts: dict[str, Any] = {"model": detector.name, "data": chosen.data, "split": chosen.split}
+        facts |= {"file": str(images.file)}
         facts |= {"images": len(results.image_ids), "objects": counts.of_class, "skipped": len(results.skipped)}
         facts |= {"dropped": {kind: list(ids) for kind, ids in images.dropped.items()}, "notes": notes}
         print(json.dumps({**facts, **(scores.as_dict() if scores else {})}, indent=2, ensure_ascii=False))

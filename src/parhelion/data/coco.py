@@ -268,9 +268,9 @@ def _annotation_file(folder: Path, split: Split, year: str = "") -> Path:
     if split == "test":
         # COCO lists a part of the test images again as test-dev: those only where there is nothing else.
         for subset in ("test", "test-dev"):
-            files = sorted(folder.glob(f"annotations/image_info_{subset}*{year}.json"))
-            if files := [file for file in files if _subset(file).rstrip("0123456789") == subset]:
-                found.setdefault("test", files)
+            listed = sorted(folder.glob(f"annotations/image_info_{subset}*{year}.json"))
+            if listed := [file for file in listed if _subset(file).rstrip("0123456789") == subset]:
+                found.setdefault("test", listed)
     for subset in ("train", *VAL_NAMES):
         if (folder / subset / BESIDE_THE_IMAGES).is_file():
             found.setdefault(subset, []).append(folder / subset / BESIDE_THE_IMAGES)

@@ -155,7 +155,7 @@ def _nearby(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def _sampled(encoded: dict[str, Any], view: View) -> np.ndarray:
     """(h, w) uint8: the pixels of a run-length encoding in which the centres of the view's pixels lie."""
     counts = encoded["counts"]
-    runs = unpacked(counts) if isinstance(counts, str) else counts
+    runs: Any = unpacked(counts) if isinstance(counts, str) else counts
     # Where inside and outside change, counted down the columns.
     col, row = np.divmod(np.cumsum(runs), view.size[0])
     rows, (cols, col_of) = view.rows(), np.unique(view.cols(), return_inverse=True)

@@ -119,10 +119,7 @@ class Detection(running.Task):
                     f"the run was begun with other annotations than those of {self.source.name}: {name} was "
                     f"{begun[name]} and is {now[name]}; resume with those it was begun with, or start another run"
                 )
-        for images, counts in zip((self.train_images, self.val_images), self.counts, strict=True):
-            note(counts.text())
-            if too_full := counts.too_full(self.recipe.max_found):
-                note(too_full)
+        for images in (self.train_images, self.val_images):
             for sentence in images.report.notes():
                 note(sentence)
             self._check_headers(images, accelerator, note)
@@ -173,6 +170,10 @@ class Detection(running.Task):
             on_bad_image=recipe.on_bad_image,
             share=Share(parts=recipe.accumulate, **place(accelerator)),
         )
+
+    def told(self) -> Sequence[str]:
+        of_val = self.counts[-1].too_full(self.recipe.max_found)
+        return [*(counts.text() for counts in self.counts), *([of_val] if of_val else [])]
 
     def losses(self) -> loop.Losses:
         return rcnn_losses
