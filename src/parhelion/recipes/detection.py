@@ -47,7 +47,8 @@ def train(  # noqa: PLR0913  every argument is the user's choice
 ) -> dict[str, Any]:
     """Train `recipe` on the images of `data`, `coco:DIR`, and leave weights, metrics and pictures in the folder `out`.
 
-    init_from: Weights to start from: what `classification.train` takes, for the backbone; or a run of detection.
+    init_from: Weights to start from: what `classification.train` takes, for the backbone; a run of detection; or
+        `torchvision:NAME`, see `evaluate.initial_detector`.
 
     The other arguments, what is promised and what is raised are as in `classification.train`. Returns model, source,
     params, train_images, val_images, epochs, seconds, COCO's numbers after the last epoch (box_ap, ..., mask_ap, ...),
