@@ -138,7 +138,7 @@ def _of_torchvision(model: nn.Module, body: Any, spec: str, class_names: Sequenc
     check_finite(spec, weights)
     same_classes, adapted = tuple(class_names) == theirs.class_names, {}
     if same_classes:
-        for name in [name for name in weights if name.startswith(OF_CLASSES)]:
+        for name in [name for name in model.state_dict() if name in weights and name.startswith(OF_CLASSES)]:
             how = f"the rows of {len(class_names)} classes, without those of gaps in COCO's numbers"
             adapted[name] = how, tuple(weights[name].shape)
             weights[name] = weights[name].unflatten(0, (len(theirs.categories), -1))[theirs.rows].flatten(0, 1)
