@@ -301,6 +301,33 @@ def test_evaluation_takes_the_preferred_name(tmp_path: Path) -> None:
     assert (source.train, source.val.folder) == (None, tmp_path / "val")
 
 
+def test_the_test_split_needs_no_annotations(tmp_path: Path) -> None:
+    write_coco(tmp_path)
+    assert "has no annotations for test" in refused(tmp_path, splits=("test",))
+    images = {**val_content()}
+    images.pop("annotations")
+    write_split(tmp_path / "annotations/image_info_test-dev2017.json", tmp_path / "test2017", images)
+    test = opened(tmp_path, splits=("test",)).test
+    assert (test.file.name, test.folder) == ("image_info_test-dev2017.json", tmp_path / "test2017")
+    assert (test.image_ids.tolist(), len(test.annotation_ids)) == ([2, 4], 0)
+    assert test[0][1].objects().boxes.shape == (0, 4)
+    write_split(tmp_path / "annotations/image_info_test2017.json", tmp_path / "test2017", images)
+    assert opened(tmp_path, splits=("test",)).test.file.name == "image_info_test2017.json"
+    write_split(tmp_path / "annotations/instances_test2017.json", tmp_path / "test2017", val_content())
+    source = opened(tmp_path, splits=("test",))
+    assert source.images("test").file.name == "instances_test2017.json"
+    assert (source.train, source.val, source.class_names) == (None, None, ("cup", "spoon", "jug"))
+
+
+def test_the_test_split_may_lie_beside_its_images_and_a_val_split_must_be_annotated(tmp_path: Path) -> None:
+    write_split(tmp_path / "test/_annotations.coco.json", tmp_path / "test", val_content())
+    assert len(opened(tmp_path, splits=("test",)).test.annotation_ids) == 2
+    images = {**val_content()}
+    images.pop("annotations")
+    write_split(tmp_path / "valid/_annotations.coco.json", tmp_path / "valid", images)
+    assert "has no list of annotations" in refused(tmp_path, splits=("val",))
+
+
 def test_several_files_for_a_split_are_listed(tmp_path: Path) -> None:
     spec = write_coco(tmp_path)
     write_split(tmp_path / "annotations/instances_train2014.json", tmp_path / "train2014", train_content())

@@ -138,3 +138,17 @@ def test_the_truth_of_an_empty_image_has_no_instance():
     none = torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)
     assert len(truth(41, (H, W), *none)) == 0
     assert truth(41, (H, W), *none, torch.zeros(0, H, W)).results([7]) == []
+
+
+def test_true_masks_of_a_smaller_image_stand_in_the_same_boxes():
+    size, small = (137, 153), (70, 80)
+    rows, cols = torch.meshgrid(torch.arange(70) * 137 / 70, torch.arange(80) * 153 / 80, indexing="ij")
+    disc = (rows - 55) ** 2 + (cols - 90) ** 2 <= 40**2
+    boxes, labels = torch.tensor([[50, 15, 131, 96]]), torch.tensor([3])
+    # One at a time, as an iterator gives them.
+    true = truth(41, size, boxes, labels, iter(disc[None]))
+    assert disc.shape == small
+    back = pasted(true.masks[0], true.boxes[0], size)
+    rows, cols = torch.meshgrid(torch.arange(137), torch.arange(153), indexing="ij")
+    whole = (rows - 55) ** 2 + (cols - 90) ** 2 <= 40**2
+    assert (back & whole).sum() / (back | whole).sum() > 0.93

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pycocotools.mask as coco_masks
 import pytest
-from evaluate.original_scores import TWELVE, pycocotools_numbers
+from evaluate.original_scores import TWELVE, pycocotools_ap, pycocotools_numbers
 
 from parhelion.errors import UserError
 from parhelion.evaluate.coco_scores import IOUS, coco_scores
@@ -202,6 +202,19 @@ def test_of_a_thousand_instances_a_hundred_detections_count():
     results = [detection(20, 2, box, 1 - place / 2000) for place, box in enumerate(boxes)]
     scores = assert_as_pycocotools(annotated(*crowded), results)
     assert [scores.box[name] for name in ("ar1", "ar10", "ar100")] == pytest.approx([0.001, 0.01, 0.1])
+
+
+def test_more_than_a_hundred_detections_count_where_asked():
+    boxes = [(5 * (place % 50), 5 * (place // 50), 4, 4) for place in range(1000)]
+    crowded = annotated(*(annotation(number + 1, 20, 2, box) for number, box in enumerate(boxes)))
+    results = [detection(20, 2, box, 1 - place / 2000) for place, box in enumerate(boxes)]
+    scores = coco_scores(crowded, results, masks=False, most=400)
+    assert [scores.box[name] for name in ("ar1", "ar10", "ar100", "ar400")] == pytest.approx([0.001, 0.01, 0.1, 0.4])
+    assert scores.box["ap"] == pytest.approx(pycocotools_ap(crowded, results, "bbox", 400), abs=1e-6)
+    assert scores.box["ap"] > 3 * coco_scores(crowded, results, masks=False).box["ap"]
+    assert "AR, 400 each" in scores.text()
+    # Fewer than COCO's are COCO's.
+    assert "ar100" in coco_scores(crowded, results, masks=False, most=7).box
 
 
 def test_an_object_of_one_pixel_counts():

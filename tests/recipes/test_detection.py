@@ -200,12 +200,32 @@ def test_images_with_nothing_but_a_crowd_or_nothing_at_all_are_trained_on(tmp_pa
     assert all(one["image_id"] != empty for one in content["annotations"])
     crowds = [one for one in content["annotations"] if one["iscrowd"]]
     assert crowds
-    change(data, "train", annotations=lambda _: crowds)
-    train(quick_detector(epochs=1), data=data, out=tmp_path / "run")
+    # In one image there is something to learn; batches of others hold nothing.
+    one = next(one for one in content["annotations"] if not one["iscrowd"])
+    change(data, "train", annotations=lambda _: [*crowds, one])
+    train(quick_detector(epochs=1, batch=2), data=data, out=tmp_path / "run")
     losses = [row["loss"] for row in rows(tmp_path / "run", "losses.jsonl")]
-    assert len(losses) == 2
+    assert len(losses) == 4
     assert all(map(math.isfinite, losses))
     assert "left out" not in capsys.readouterr().err
+
+
+def test_without_an_object_to_learn_nothing_is_trained(tmp_path):
+    data = tiny_scenes(tmp_path / "data")
+    change(data, "train", annotations=lambda all_: [one for one in all_ if one["iscrowd"]])
+    with pytest.raises(UserError, match=r"instances_train\.json has no annotated object to learn: .* are crowds"):
+        train(quick_detector(), data=data, out=tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_what_is_annotated_in_each_split_is_told_before_training(tmp_path, data, capsys):
+    train(quick_detector(epochs=1, updates=1, max_found=1), data=data, out=tmp_path / "run")
+    said = capsys.readouterr().err
+    for split, images in (("train", TRAIN), ("val", VAL)):
+        assert f"{annotations_of(data, split)}: {images} images, 2 of them without objects; " in said
+    assert "10 objects of 3 classes, 1 crowd: green 3, red 2, blue 5\n" in said
+    assert "has 2 objects, but at most 1 are found in one; --max-found 2 finds and scores more" in said
 
 
 @pytest.mark.usefixtures("no_pictures")
@@ -250,7 +270,7 @@ def test_bad_annotations_are_refused_with_their_ids_or_dropped_and_counted(tmp_p
     said = capsys.readouterr().err
     assert f"left out of {annotations_of(data, 'train')}: 2 annotations with a degenerate box" in said
     assert "1 annotations of an unknown category" in said
-    assert str(annotations_of(data, "val")) not in said
+    assert f"left out of {annotations_of(data, 'val')}" not in said
 
 
 @pytest.mark.parametrize("left", [[], [{"iscrowd": 1}]])

@@ -31,7 +31,8 @@ class Arguments:
     names it (torch/..., hfds/..., wds/..., tfds/...). Of a detector: coco:DIR. The classes must be the checkpoint's."""
     split: Literal["train", "val", "test"] = "val"
     """Which images: val: those that training evaluates on (val/, validation/, valid/ or test/, the first there is);
-    test: those of test/; train: the training images, as they are."""
+    test: those of test/, of a detector those in instances_test*.json or, without annotations, image_info_test*.json;
+    train: the training images, as they are."""
     data_dir: Path | None = None
     """Where fashion-mnist or a torch/, hfds/, wds/ or tfds/ dataset lies on disk."""
     download: bool = False
@@ -52,8 +53,13 @@ class Arguments:
     stored: as their pixels are stored, for annotations made that way; if not given, as in training."""
     out: Path | None = None
     """A classifier's confusion matrix is drawn into this folder, as confusion_matrix.png."""
+    masks: bool = True
+    """Score what a detector segments, too; otherwise its boxes only, for which no segmentations need be annotated."""
+    max_found: int = 0
+    """Most objects that a detector finds in an image, of which so many of each class count in the scores, at least
+    COCO's 100; 0: as in training."""
     results: Path | None = None
-    """A detector's findings go to this file, as COCO's results."""
+    """A detector's findings go to this file, as COCO's results; of images without annotations there is nothing else."""
     json: bool = False
     """Print the scores as JSON, those of every class and the confusion matrix with them."""
 
@@ -65,6 +71,8 @@ def run(arguments: list[str]) -> None:
         raise UserError(f"batch is {chosen.batch}; it must be at least 1")
     if chosen.image_px < 0:
         raise UserError(f"image_px is {chosen.image_px}; it must be at least 1, or 0 for that of training")
+    if chosen.max_found < 0:
+        raise UserError(f"max_found is {chosen.max_found}; it must be at least 1, or 0 for that of training")
     check_writable("--results", chosen.results)
     _check_out(chosen.out)
     # Brings torch, which a help text need not wait for.
@@ -74,7 +82,9 @@ def run(arguments: list[str]) -> None:
         refuse_options(chosen, "a classifier", data_dir=None, download=False, out=None)
         _detector(chosen)
     else:
-        refuse_options(chosen, "a detector", results=None, on_bad_annotation="refuse", exif=None)
+        refuse_options(
+            chosen, "a detector", results=None, on_bad_annotation="refuse", exif=None, masks=True, max_found=0
+        )
         _classifier(chosen)
 
 
@@ -134,25 +144,34 @@ def _classifier(chosen: Arguments) -> None:
 
 def _detector(chosen: Arguments) -> None:
     from parhelion.data.coco import open_coco
+    from parhelion.data.detection_counts import object_counts
     from parhelion.evaluate.detect import detect
     from parhelion.evaluate.saved import on_fastest_device
-    from parhelion.evaluate.saved_detector import load_detector, with_image_px
+    from parhelion.evaluate.saved_detector import load_detector, with_image_px, with_max_found
     from parhelion.train.atomic import write_json
 
     detector = on_fastest_device(load_detector(chosen.checkpoint))
+    masks = detector.masks and chosen.masks
     source = open_coco(
         chosen.data,
         in_chans=detector.in_chans,
         splits=(chosen.split,),
-        masks=detector.masks,
+        masks=masks,
         on_bad_annotation=chosen.on_bad_annotation,
         exif=chosen.exif or detector.exif,
     )
-    images = getattr(source, chosen.split, None)
-    if images is None:
-        raise UserError(f"{source.name} cannot be evaluated on its split {chosen.split}; use val or train")
+    images = source.images(chosen.split)
+    counts = object_counts(images)
+    if chosen.results is None:
+        counts.require_objects("to score what is found against (--results FILE keeps what is found, without scores)")
     if chosen.image_px:
         detector = with_image_px(detector, chosen.image_px)
+    if chosen.max_found:
+        detector = with_max_found(detector, chosen.max_found)
+    notes = [*images.report.notes(), *filter(None, [counts.too_full(detector.max_found)])]
+    if not chosen.json:
+        for sentence in (counts.text(), *notes):
+            print(sentence, flush=True)
     results = detect(
         detector,
         images,
@@ -164,18 +183,18 @@ def _detector(chosen: Arguments) -> None:
     )
     if chosen.results is not None:
         write_json(chosen.results, results.entries)
-    scores = results.scores(images, masks=detector.masks)
-    dropped = {kind: list(ids) for kind, ids in images.dropped.items()}
+    scores = results.scores(images, masks=masks, most=detector.max_found) if counts.objects else None
     if chosen.json:
         facts: dict[str, Any] = {"model": detector.name, "data": chosen.data, "split": chosen.split}
-        facts["images"] = len(results.image_ids)
-        left_out = {"skipped": len(results.skipped), "dropped": dropped, "notes": images.report.notes()}
-        print(printable(json.dumps({**facts, **left_out, **scores.as_dict()}, indent=2, ensure_ascii=False)))
-    else:
-        for sentence in images.report.notes():
-            print(sentence)
-        _show_skipped(_title(detector.name, source.name, chosen.split), len(results.image_ids), results.skipped)
-        print(scores.text())
+        facts |= {"file": str(images.file)}
+        facts |= {"images": len(results.image_ids), "objects": counts.of_class, "skipped": len(results.skipped)}
+        facts |= {"dropped": {kind: list(ids) for kind, ids in images.dropped.items()}, "notes": notes}
+        print(printable(json.dumps({**facts, **(scores.as_dict() if scores else {})}, indent=2, ensure_ascii=False)))
+        return
+    _show_skipped(_title(detector.name, source.name, chosen.split), len(results.image_ids), results.skipped)
+    print(scores.text() if scores else f"nothing is scored: {images.file} has no annotated objects")
+    if chosen.results is not None:
+        print(f"what was found is in {chosen.results}")
 
 
 def _check_out(folder: Path | None) -> None:

@@ -48,7 +48,8 @@ class Asked:
     """Allow the dataset to be downloaded."""
     init_from: str | None = None
     """Weights to start from: a run folder, a .safetensors file, hf-hub:OWNER/NAME or timm:NAME; they are adapted to
-    other classes, channels, image sizes, blocks and halos. A detector takes those of its backbone, or a detector's."""
+    other classes, channels, image sizes, blocks and halos. A detector takes those of its backbone, or a detector's:
+    also torchvision:maskrcnn_resnet50_fpn, trained on COCO, over --model resnet50."""
     resume: bool = False
     """Go on with the run in --out, if there is one."""
     track: tuple[str, ...] = ()

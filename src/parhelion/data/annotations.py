@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 
 from parhelion.data.instances import mask_area, segmentation_bounds
+from parhelion.data.mask_drawing import unpacked
 
 OF_LEFT_OUT = "annotations of images that are left out"
 NO_IMAGE = "annotations of an unknown image"
@@ -231,29 +232,4 @@ def _run_length_problem(encoded: dict[str, Any], size: tuple[int, int]) -> str |
 
 def _runs(encoded: dict[str, Any]) -> Any:
     runs = encoded.get("counts")
-    return _unpacked(runs) if isinstance(runs, str) else runs
-
-
-def _unpacked(text: str) -> list[int] | None:
-    """The run lengths in COCO's compressed text, or None if it is not that.
-
-    Each character is 6 bits above "0": 5 bits of the number, the lowest first, and whether more follow; the highest
-    bit of a number is its sign. From the fourth on a number is the difference from the last but one. The library
-    would read such a text without looking whether it fits the image.
-    """
-    codes = np.frombuffer(text.encode(errors="surrogatepass"), np.uint8).astype(np.int64) - ord("0")
-    if not len(codes) or codes.min() < 0 or codes.max() > 63 or codes[-1] & 32:
-        return None
-    ends = np.flatnonzero(codes & 32 == 0) + 1
-    starts = np.concatenate([[0], ends[:-1]])
-    lengths = ends - starts
-    if lengths.max() > 7:
-        # More than 35 bits.
-        return None
-    place = 5 * (np.arange(len(codes)) - np.repeat(starts, lengths))
-    numbers = np.add.reduceat((codes & 31) << place, starts)
-    negative = codes[ends - 1] & 16 != 0
-    numbers[negative] -= 1 << (5 * lengths[negative])
-    for first in (1, 2):
-        numbers[first::2] = np.cumsum(numbers[first::2])
-    return numbers.tolist()
+    return unpacked(runs) if isinstance(runs, str) else runs

@@ -18,8 +18,9 @@ from parhelion.data.coco_headers import size_mismatch
 from parhelion.data.coco_paths import BESIDE_THE_IMAGES, ImageFiles, images_folder
 from parhelion.data.coco_report import Report, by_problem, sharing_ids
 from parhelion.data.images import MODES, BadImage, Exif, open_image
-from parhelion.data.instances import Instances, Texts, mask_area, mask_library
-from parhelion.data.samples import VAL_NAMES, Split, few, val_name
+from parhelion.data.instances import Instances, Texts, mask_area
+from parhelion.data.mask_drawing import mask_library
+from parhelion.data.samples import VAL_NAMES, Split, few, split_name, split_names
 from parhelion.errors import UserError
 
 DetectionSample: TypeAlias = tuple[Image.Image | BadImage, Instances, str]
@@ -173,6 +174,13 @@ class DetectionSource:
     """Label k is class_names[k - 1]."""
     category_ids: tuple[int, ...]
     """The id of label k in the annotation files is category_ids[k - 1]; they rise, and may have gaps."""
+    test: CocoImages | None = None
+
+    def images(self, split: Split) -> CocoImages:
+        """The images of a split that was asked for."""
+        found = {"train": self.train, "val": self.val, "test": self.test}[split]
+        assert found is not None, f"open the source with its {split} split"
+        return found
 
 
 def open_coco(
@@ -189,7 +197,8 @@ def open_coco(
     Either DIR/annotations/instances_train2017.json and the like (any digits or none), with the images in DIR/train2017,
     DIR/images/train2017, DIR/train, DIR/images/train, DIR/images or DIR, the first where one is found; or
     DIR/train/_annotations.coco.json with the images beside it. For evaluation `val` takes the place of `train`,
-    or validation, valid, test, the first that exists. Of several years side by side "coco:DIR:2017" names one.
+    or validation, valid, test, the first that exists. Of several years side by side "coco:DIR:2017" names one. The
+    split `test` may have no annotations: then DIR/annotations/image_info_test2017.json, or that of test-dev, lists it.
 
     All images and annotations are checked. What cannot be used is refused, in one sentence for all, or dropped; of an
     object with good polygons beside bad ones the good ones stay. What nothing can match, such as a box of no size, is
@@ -211,7 +220,7 @@ def open_coco(
     if masks:
         # Early, not with the first mask.
         mask_library()
-    files = {split: _annotation_file(folder, split, year) for split in ("train", "val") if split in splits}
+    files = {split: _annotation_file(folder, split, year) for split in dict.fromkeys(splits)}
     opened = {
         split: _read(
             file,
@@ -220,6 +229,7 @@ def open_coco(
             masks=masks,
             exif=exif,
             keep_unmatchable=split != "train" and on_bad_annotation == "drop",
+            annotated=split != "test",
         )
         for split, file in files.items()
     }
@@ -231,10 +241,9 @@ def open_coco(
     for images in opened.values():
         if not len(images):
             raise UserError(f"no image of '{images.file}' can be used: {images.report.described()}")
-    either = train or val
-    return DetectionSource(
-        spec, train, val, either.class_names if either else (), either.category_ids if either else ()
-    )
+    first = next(iter(opened.values()), None)
+    names, ids = (first.class_names, first.category_ids) if first else ((), ())
+    return DetectionSource(spec, train, val, names, ids, test=opened.get("test"))
 
 
 def _folder_and_year(spec: str) -> tuple[Path, str]:
@@ -256,16 +265,21 @@ def _annotation_file(folder: Path, split: Split, year: str = "") -> Path:
     found: dict[str, list[Path]] = {}
     for file in sorted(folder.glob(f"annotations/instances_*{year}.json")):
         found.setdefault(_subset(file).rstrip("0123456789"), []).append(file)
+    if split == "test":
+        # COCO lists a part of the test images again as test-dev: those only where there is nothing else.
+        for subset in ("test", "test-dev"):
+            listed = sorted(folder.glob(f"annotations/image_info_{subset}*{year}.json"))
+            if listed := [file for file in listed if _subset(file).rstrip("0123456789") == subset]:
+                found.setdefault("test", listed)
     for subset in ("train", *VAL_NAMES):
         if (folder / subset / BESIDE_THE_IMAGES).is_file():
             found.setdefault(subset, []).append(folder / subset / BESIDE_THE_IMAGES)
-    name = val_name(found) if split == "val" else "train" if "train" in found else None
+    name = split_name(split, found)
     if name is None:
-        names = ("train",) if split == "train" else VAL_NAMES
         there = sorted(str(path.relative_to(folder)) for path in (*folder.glob("*"), *folder.glob("annotations/*")))
         raise UserError(
             f"'{folder}' has no annotations for {split}: it holds {few(there) or 'nothing'}, but should hold "
-            f"annotations/instances_NAME{year}.json or NAME/{BESIDE_THE_IMAGES}, where NAME is {' or '.join(names)}"
+            f"annotations/instances_NAME{year}.json or NAME/{BESIDE_THE_IMAGES}, where NAME is {split_names(split)}"
         )
     if len(found[name]) > 1:
         files = [str(file.relative_to(folder)) for file in found[name]]
@@ -279,13 +293,17 @@ def _annotation_file(folder: Path, split: Split, year: str = "") -> Path:
 
 
 def _subset(file: Path) -> str:
-    return file.stem.removeprefix("instances_")
+    return file.stem.removeprefix("instances_").removeprefix("image_info_")
 
 
-def _read(file: Path, folder: Path, *, in_chans: int, masks: bool, exif: Exif, keep_unmatchable: bool) -> CocoImages:
-    said = content(file)
+def _read(
+    file: Path, folder: Path, *, in_chans: int, masks: bool, exif: Exif, keep_unmatchable: bool, annotated: bool
+) -> CocoImages:
+    said = content(file, annotated=annotated)
     categories = sorted((entry["id"], entry["name"]) for entry in said["categories"])
-    subsets = (_subset(file), _subset(file).rstrip("0123456789"))
+    # The images of test-dev lie among those of test.
+    subset = _subset(file).replace("test-dev", "test")
+    subsets = (_subset(file), subset, subset.rstrip("0123456789"))
     place = images_folder(file, folder, subsets, said["images"])
     dropped: dict[str, list[int | str]] = {}
     images = usable_images(said["images"], ImageFiles(place), dropped)
@@ -347,4 +365,5 @@ def _refuse_dropped(opened: Sequence[CocoImages]) -> None:
     bad = [(images.file, refusal) for images in opened if (refusal := images.report.refusal())]
     if bad:
         found = " and ".join(f"'{file}' has {refusal}" for file, refusal in bad)
-        raise UserError(f"{found}, but there should be none of these; on_bad_annotation 'drop' leaves them out")
+        hint = next(filter(None, (images.report.hint for images in opened)), "")
+        raise UserError(f"{found}, but there should be none of these; on_bad_annotation 'drop' leaves them out{hint}")

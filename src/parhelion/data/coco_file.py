@@ -40,12 +40,17 @@ class ListedImage(NamedTuple):
     """h, w as the file says."""
 
 
-def content(file: Path) -> dict[str, list[dict[str, Any]]]:
-    """The JSON of `file`, in which every entry has the keys that it must have; raises UserError."""
+def content(file: Path, *, annotated: bool = True) -> dict[str, list[dict[str, Any]]]:
+    """The JSON of `file`, in which every entry has the keys that it must have; raises UserError.
+
+    annotated: Whether the file must have annotations; where it has none, the list of them is empty.
+    """
     try:
         content = json.loads(file.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"cannot read the annotations in '{file}': {error}") from error
+    if not annotated and isinstance(content, dict):
+        content.setdefault("annotations", [])
     for part, keys in REQUIRED.items():
         entries = content.get(part) if isinstance(content, dict) else None
         if not isinstance(entries, list):

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from parhelion.data.annotations import FEW_POINTS, OF_LEFT_OUT, Annotation
+from parhelion.data.annotations import FEW_POINTS, NO_SEGMENTATION, OF_LEFT_OUT, Annotation
 from parhelion.data.coco_file import IMAGE_FILE
 from parhelion.data.samples import few
 
@@ -50,6 +50,13 @@ class Report:
             if kind != OF_LEFT_OUT
         ]
         return ", ".join(parts) or None
+
+    @property
+    def hint(self) -> str:
+        """What else could be done about what is left out: a clause, or nothing."""
+        if NO_SEGMENTATION not in self.dropped:
+            return ""
+        return "; --no-masks trains and scores boxes only, which need no segmentation"
 
     def notes(self) -> tuple[str, ...]:
         """A sentence for everything that is not used as it stands."""

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from parhelion.data.instances import Instances
+from parhelion.data.mask_drawing import View
 from parhelion.errors import UserError
 
 Target: TypeAlias = dict[str, Tensor]
@@ -72,41 +73,44 @@ class _TrainTransform:
 
     def __call__(self, image: Image.Image, instances: Instances) -> tuple[Tensor, Target]:
         from torchvision.transforms.v2 import functional
+        from torchvision.tv_tensors import Mask
 
-        scene = _scene(image, instances, masks=self.masks)
-        scene = self._scaled(scene)
-        scene, cropped = self._cropped(scene)
+        objects = instances.objects()
+        scene, view = self._cropped(self._scaled(_scene(image, objects)), objects.size)
+        if self.masks:
+            # Not before: drawn at the size of a photograph they would take seconds and gigabytes.
+            scene["masks"] = Mask(objects.masks(view))
         if torch.rand(()) < self.augmentation.flip:
             scene = {name: functional.horizontal_flip(part) for name, part in scene.items()}
         pixels = self._recoloured(functional.to_dtype(scene.pop("image"), torch.float32, scale=True))
         target = {name: part.as_subclass(Tensor) for name, part in scene.items()}
-        target["labels"] = torch.from_numpy(instances.labels[~instances.crowd])
-        target = _without_the_tiny(_bounded_by_masks(target) if cropped and self.masks else target)
+        target["labels"] = torch.from_numpy(objects.labels)
+        target = _without_the_tiny(_bounded_by_masks(target) if self.masks and view.part != view.scaled else target)
         target["image_id"] = torch.tensor(instances.image_id)
         return pixels.as_subclass(Tensor), target
 
     def _scaled(self, scene: dict[str, Any]) -> dict[str, Any]:
         from torchvision.transforms.v2 import functional
 
-        h, w = scene["image"].shape[-2:]
+        h, w = _size(scene)
         low, high = self.augmentation.jitter
         factor = torch.empty(()).uniform_(low, high).item()
         scale = self.augmentation.image_px / max(h, w) * factor
         size = [max(1, round(h * scale)), max(1, round(w * scale))]
-        # Masks are resized by taking the nearest pixel, whatever the interpolation.
         return {name: functional.resize(part, size, antialias=True) for name, part in scene.items()}
 
-    def _cropped(self, scene: dict[str, Any]) -> tuple[dict[str, Any], bool]:
-        """A part at random, and whether that left anything out."""
+    def _cropped(self, scene: dict[str, Any], size: tuple[int, int]) -> tuple[dict[str, Any], View]:
+        """A part at random, and which part of the image of `size` (h, w) that is."""
         from torchvision.transforms.v2 import functional
 
-        h, w = scene["image"].shape[-2:]
+        h, w = _size(scene)
         height, width = min(h, self.augmentation.image_px), min(w, self.augmentation.image_px)
         if (height, width) == (h, w):
-            return scene, False
+            return scene, View.whole(size, scaled=(h, w))
         top = int(torch.randint(h - height + 1, ()))
         left = int(torch.randint(w - width + 1, ()))
-        return {name: functional.crop(part, top, left, height, width) for name, part in scene.items()}, True
+        cropped = {name: functional.crop(part, top, left, height, width) for name, part in scene.items()}
+        return cropped, View(size=size, scaled=(h, w), top=top, left=left, part=(height, width))
 
     def _recoloured(self, pixels: Tensor) -> Tensor:
         if not self.augmentation.color_jitter:
@@ -123,19 +127,21 @@ def _unscaled(image: Image.Image, instances: Instances) -> tuple[Tensor, Target]
     return pixels, {"image_id": torch.tensor(instances.image_id), "size": torch.tensor(instances.size)}
 
 
-def _scene(image: Image.Image, instances: Instances, *, masks: bool) -> dict[str, Any]:
-    """Image, boxes and masks, each of the class by which torchvision knows what to do with it."""
+def _scene(image: Image.Image, objects: Instances) -> dict[str, Any]:
+    """Image and boxes, each of the class by which torchvision knows what to do with it."""
     from torchvision import tv_tensors
     from torchvision.transforms.v2 import functional
 
-    target = instances.target(masks=masks)
-    scene = {
+    boxes = torch.from_numpy(objects.boxes)
+    return {
         "image": tv_tensors.Image(functional.pil_to_tensor(image)),
-        "boxes": tv_tensors.BoundingBoxes(target["boxes"], format="XYXY", canvas_size=instances.size),
+        "boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=objects.size),
     }
-    if masks:
-        scene["masks"] = tv_tensors.Mask(target["masks"])
-    return scene
+
+
+def _size(scene: dict[str, Any]) -> tuple[int, int]:
+    h, w = scene["image"].shape[-2:]
+    return h, w
 
 
 def _bounded_by_masks(target: Target) -> Target:

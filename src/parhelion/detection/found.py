@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -130,22 +130,30 @@ class Found:
         )
 
 
-def truth(image_id: int, size: tuple[int, int], boxes: Tensor, labels: Tensor, masks: Tensor | None = None) -> Found:
-    """The true instances of an image as if a detector had found them with score 1; `masks` are (N, h, w) or None."""
+def truth(
+    image_id: int, size: tuple[int, int], boxes: Tensor, labels: Tensor, masks: Iterable[Tensor] | None = None
+) -> Found:
+    """The true instances of an image of `size` (h, w) as if a detector had found them with score 1.
+
+    masks: (h, w) of each instance, of the image as it is or scaled; read one at a time.
+    """
     return Found(
         image_id=image_id,
         size=size,
         boxes=boxes.float(),
         labels=labels,
         scores=torch.ones(len(boxes)),
-        masks=None if masks is None else _in_boxes(masks, boxes.float()),
+        masks=None if masks is None else _in_boxes(masks, boxes.float(), size),
     )
 
 
-def _in_boxes(masks: Tensor, boxes: Tensor) -> Tensor:
+def _in_boxes(masks: Iterable[Tensor], boxes: Tensor, size: tuple[int, int]) -> Tensor:
     from torchvision.ops import roi_align
 
     # One mask at a time: as floats they are four times the size that they were given in.
-    side = (TRUE_MASK_PX, TRUE_MASK_PX)
-    parts = [roi_align(one[None, None].float(), [box[None]], side)[0, 0] for one, box in zip(masks, boxes, strict=True)]
+    side, (h, w) = (TRUE_MASK_PX, TRUE_MASK_PX), size
+    parts = []
+    for mask, box in zip(masks, boxes, strict=True):
+        factors = torch.tensor([mask.shape[1] / w, mask.shape[0] / h] * 2)
+        parts.append(roi_align(mask[None, None].float(), [(box * factors)[None]], side)[0, 0])
     return torch.stack(parts) if parts else torch.zeros(0, *side)

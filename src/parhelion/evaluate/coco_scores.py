@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from parhelion.data.detection_counts import distinct_names
 from parhelion.errors import UserError
 
 if TYPE_CHECKING:
@@ -17,12 +18,12 @@ if TYPE_CHECKING:
 IOUS = tuple(round(0.5 + 0.05 * step, 2) for step in range(10))
 # As COCO orders its axes. An object is small below 32² pixels, large from 96².
 AREAS = ("all", "small", "medium", "large")
+# Detections of each class in an image that count, in COCO's own numbers.
 MOST = (1, 10, 100)
 # fmt: off
 NAMES = {  # how each number is written in a table
     "ap": "AP", "ap50": "AP50", "ap75": "AP75", "ap_small": "AP small", "ap_medium": "AP medium",
-    "ap_large": "AP large", "ar1": "AR, 1 each", "ar10": "AR, 10 each", "ar100": "AR, 100 each",
-    "ar_small": "AR small", "ar_medium": "AR medium", "ar_large": "AR large",
+    "ap_large": "AP large", "ar_small": "AR small", "ar_medium": "AR medium", "ar_large": "AR large",
 }
 # fmt: on
 
@@ -32,7 +33,7 @@ class CocoScores:
     """COCO's numbers, 0 to 1. None stands where there is no instance to score; `mask*` are None for boxes alone."""
 
     # ap (mean over IoU 0.50 to 0.95), ap50, ap75, ap_small, ap_medium, ap_large; ar1, ar10 and ar100 (recall with at
-    # most so many detections an image), ar_small, ar_medium, ar_large.
+    # most so many detections of a class in an image; one more where more than 100 count), ar_small to ar_large.
     box: dict[str, float | None]
     mask: dict[str, float | None] | None
     # AP at each IoU, 0.50 to 0.95.
@@ -57,8 +58,8 @@ class CocoScores:
         return asdict(self)
 
     def text(self) -> str:
-        """A table in percent: the twelve numbers, then AP of each class."""
-        numbers = [(NAMES[name], name) for name in self.box]
+        """A table in percent: COCO's numbers, then AP of each class."""
+        numbers = [(_shown(name), name) for name in self.box]
         classes = [(name, name) for name in self.box_per_class]
         width = max(len(shown) for shown, _ in [*numbers, *classes, ("AP by class", "")])
         lines = [_heading("", width, self.mask is not None)]
@@ -68,24 +69,29 @@ class CocoScores:
         return "\n".join(lines)
 
 
-def coco_scores(ground_truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]], *, masks: bool) -> CocoScores:
+def coco_scores(
+    ground_truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]], *, masks: bool, most: int = MOST[-1]
+) -> CocoScores:
     """Score `results` (entries of a COCO results file) against `ground_truth` (a COCO annotation file), both unchanged.
 
     The size of a detected mask is that of the mask, as usual where boxes and masks stand in one file, not of its box.
     Ids may be any whole numbers, as everything is numbered afresh: COCO's programs count an annotation with the id 0
     as never found, and fail at large ids.
 
+    most: Detections of each class that count in an image, the best first; 100 are COCO's, and fewer mean 100.
+
     No result at all is a score of 0. Raises UserError where there is nothing to score against (no annotation but of
     crowds), a result belongs to an unknown image or category, `masks` are asked for and missing, or faster-coco-eval
     is missing.
     """
     _check(ground_truth, results, masks)
-    box = _evaluated(ground_truth, results, "bbox")
-    mask = _evaluated(ground_truth, results, "segm") if masks else None
+    limits = (*MOST, most) if most > MOST[-1] else MOST
+    box = _evaluated(ground_truth, results, "bbox", limits)
+    mask = _evaluated(ground_truth, results, "segm", limits) if masks else None
     names = _class_names(ground_truth)
     return CocoScores(
-        box=_numbers(*box),
-        mask=_numbers(*mask) if mask else None,
+        box=_numbers(*box, limits),
+        mask=_numbers(*mask, limits) if mask else None,
         box_per_iou=_per_iou(box[0]),
         mask_per_iou=_per_iou(mask[0]) if mask else None,
         box_per_class=_per_class(box[0], names),
@@ -112,7 +118,7 @@ def _check(ground_truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]]
 
 
 def _evaluated(
-    ground_truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]], kind: str
+    ground_truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]], kind: str, limits: Sequence[int]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Precision (iou, recall, class, area, most) and recall (iou, class, area, most), -1 without instances."""
     try:
@@ -130,6 +136,7 @@ def _evaluated(
     unused = "segmentation" if kind == "bbox" else "bbox"
     found = truth.loadRes([{key: value for key, value in entry.items() if key != unused} for entry in results])
     evaluation = COCOeval_faster(truth, found, kind, print_function=_silent)
+    evaluation.params.maxDets = list(limits)
     evaluation.evaluate()
     evaluation.accumulate()
     return evaluation.eval["precision"], evaluation.eval["recall"]
@@ -166,12 +173,12 @@ def _silent(*_: Any) -> None:
     """Take what faster-coco-eval would print."""
 
 
-def _numbers(precision: np.ndarray, recall: np.ndarray) -> dict[str, float | None]:
+def _numbers(precision: np.ndarray, recall: np.ndarray, limits: Sequence[int]) -> dict[str, float | None]:
     overall = precision[..., 0, -1]
     numbers = {"ap": _mean(overall)}
     numbers |= {f"ap{round(100 * iou)}": _mean(overall[IOUS.index(iou)]) for iou in (0.5, 0.75)}
     numbers |= {f"ap_{area}": _mean(precision[..., AREAS.index(area), -1]) for area in AREAS[1:]}
-    numbers |= {f"ar{most}": _mean(recall[..., 0, place]) for place, most in enumerate(MOST)}
+    numbers |= {f"ar{most}": _mean(recall[..., 0, place]) for place, most in enumerate(limits)}
     return numbers | {f"ar_{area}": _mean(recall[..., AREAS.index(area), -1]) for area in AREAS[1:]}
 
 
@@ -191,10 +198,13 @@ def _mean(values: np.ndarray) -> float | None:
 def _class_names(ground_truth: Mapping[str, Any]) -> list[str]:
     """One name for each category in the order of their ids, which is that of the evaluation's axis."""
     categories = sorted({one["id"]: str(one["name"]) for one in ground_truth["categories"]}.items())
-    names = [name for _, name in categories]
-    if len(set(names)) < len(names):
-        names = [f"{name} (id {number})" for number, name in categories]
-    return names
+    identifiers, names = zip(*categories, strict=True)
+    return distinct_names(names, identifiers)
+
+
+def _shown(number: str) -> str:
+    """How a number is written in a table."""
+    return NAMES.get(number) or f"AR, {number.removeprefix('ar')} each"
 
 
 def _heading(title: str, width: int, masks: bool) -> str:

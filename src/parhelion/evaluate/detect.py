@@ -15,7 +15,7 @@ from parhelion.data.loaders import OnBadImage, refuses
 from parhelion.detection.found import Found
 from parhelion.errors import UserError
 from parhelion.evaluate.classify import nothing_to_evaluate
-from parhelion.evaluate.coco_scores import CocoScores, coco_scores
+from parhelion.evaluate.coco_scores import MOST, CocoScores, coco_scores
 from parhelion.evaluate.saved_detector import Detector
 from parhelion.evaluate.validate import check_classes
 from parhelion.train.progress import Progress
@@ -35,11 +35,11 @@ class Results:
         self.skipped += other.skipped
         return self
 
-    def scores(self, images: CocoImages, *, masks: bool) -> CocoScores:
-        """COCO's numbers over the images that were looked at. Raises UserError where there is none."""
+    def scores(self, images: CocoImages, *, masks: bool, most: int = MOST[-1]) -> CocoScores:
+        """COCO's numbers over the images that were looked at, see `coco_scores`; UserError where that is none."""
         if not self.image_ids:
             raise UserError(nothing_to_evaluate(self.skipped))
-        return coco_scores(only(images.ground_truth(), self.image_ids), self.entries, masks=masks)
+        return coco_scores(only(images.ground_truth(), self.image_ids), self.entries, masks=masks, most=most)
 
 
 def found_in(model: nn.Module, batches: Iterable[Mapping[str, Any]]) -> Iterator[tuple[Found, ...]]:

@@ -48,6 +48,12 @@ class Detector:
         return self.arguments["kind"] == "mask_rcnn"
 
     @property
+    def max_found(self) -> int:
+        """Most objects that it finds in an image."""
+        heads: Any = self.model.roi_heads
+        return heads.detections_per_img
+
+    @property
     def in_chans(self) -> int:
         """Channels of its images."""
         return self.arguments["in_chans"]
@@ -83,6 +89,13 @@ def with_image_px(detector: Detector, image_px: int) -> Detector:
     scaling: Any = detector.model.transform
     scaling.min_size, scaling.max_size = (image_px,), image_px
     return replace(detector, arguments={**detector.arguments, "image_px": image_px})
+
+
+def with_max_found(detector: Detector, max_found: int) -> Detector:
+    """`detector`, its network in place, finding at most `max_found` objects in an image."""
+    heads: Any = detector.model.roi_heads
+    heads.detections_per_img = max_found
+    return replace(detector, arguments={**detector.arguments, "box_detections_per_img": max_found})
 
 
 def save_detector(path: Path, detector: Detector) -> None:

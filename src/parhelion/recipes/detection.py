@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from parhelion.data.coco import CocoImages, DetectionSource, open_coco
 from parhelion.data.coco_headers import described, misfits
+from parhelion.data.detection_counts import object_counts
 from parhelion.data.detection_loaders import make_detection_loader
 from parhelion.data.detection_transforms import detection_eval_transform, detection_train_transform
 from parhelion.data.identity import digest
@@ -50,7 +51,8 @@ def train(  # noqa: PLR0913  every argument is the user's choice
 ) -> dict[str, Any]:
     """Train `recipe` on the images of `data`, `coco:DIR`, and leave weights, metrics and pictures in the folder `out`.
 
-    init_from: Weights to start from: what `classification.train` takes, for the backbone; or a run of detection.
+    init_from: Weights to start from: what `classification.train` takes, for the backbone; a run of detection; or
+        `torchvision:NAME`, see `evaluate.initial_detector`.
 
     The other arguments, what is promised and what is raised are as in `classification.train`. Returns model, source,
     params, train_images, val_images, epochs, seconds, COCO's numbers after the last epoch (box_ap, ..., mask_ap, ...),
@@ -88,8 +90,9 @@ class Detection(running.Task):
         assert self.source.val is not None
         self.train_images: CocoImages = self.source.train
         self.val_images: CocoImages = self.source.val
-        if self.val_images.crowd.all():
-            raise UserError(f"{self.val_images.file} has no annotated object to score what is found against")
+        self.counts = [object_counts(images) for images in (self.train_images, self.val_images)]
+        for counts, purpose in zip(self.counts, ("to learn", "to score what is found against"), strict=True):
+            counts.require_objects(purpose)
         self.title = f"{recipe.model} on {self.source.name}"
         self._detector: Detector | None = None
         self._val_loader: DataLoader[Any] | None = None
@@ -176,6 +179,10 @@ class Detection(running.Task):
             share=Share(parts=recipe.accumulate, **place(accelerator)),
         )
 
+    def told(self) -> Sequence[str]:
+        of_val = self.counts[-1].too_full(self.recipe.max_found)
+        return [*(counts.text() for counts in self.counts), *([of_val] if of_val else [])]
+
     def losses(self) -> loop.Losses:
         return rcnn_losses
 
@@ -195,7 +202,7 @@ class Detection(running.Task):
         if accelerator.num_processes > 1:
             parts = gather_object([found])
             found = sum_of(parts)
-        metrics = found.scores(self.val_images, masks=self.recipe.masks).metrics()
+        metrics = found.scores(self.val_images, masks=self.recipe.masks, most=self.recipe.max_found).metrics()
         self._detector = replace(self.detector, epoch=epoch, metrics=metrics)
         return running.Scores(values=metrics, skipped=tuple(found.skipped))
 

@@ -1,12 +1,16 @@
 """The pictures that a detection run leaves in its folder."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 
 from parhelion.data.coco import CocoImages
 from parhelion.data.detection_transforms import detection_eval_transform
 from parhelion.data.images import BadImage
+from parhelion.data.instances import Instances
+from parhelion.data.mask_drawing import View, each_drawn
 from parhelion.detection.found import truth
 from parhelion.evaluate.detect import found_in
 from parhelion.evaluate.detection_pictures import Pair, detection_sheet
@@ -16,6 +20,8 @@ CURVES = "learning_curves.png"
 SHEET = "detections.png"
 # Images of a sheet.
 SHOWN = 8
+# Longer side at which true masks are drawn: a sheet shows no more.
+MASK_PX = 1024
 
 
 def draw_sheet(detector: Detector, images: CocoImages, path: Path, title: str) -> None:
@@ -25,10 +31,18 @@ def draw_sheet(detector: Detector, images: CocoImages, path: Path, title: str) -
         image, instances, _ = images[number]
         if isinstance(image, BadImage):
             continue
-        target = instances.target(masks=detector.masks)
+        target = instances.target(masks=False)
         tensor, seen = detection_eval_transform()(image, instances)
         ((found,),) = found_in(detector.model, [{"image": [tensor], "target": [seen]}])
-        true = truth(instances.image_id, instances.size, target["boxes"], target["labels"], target.get("masks"))
+        masks = _small_masks(instances) if detector.masks else None
+        true = truth(instances.image_id, instances.size, target["boxes"], target["labels"], masks)
         pairs.append(Pair(image=image, truth=true, found=found))
     if pairs:
         detection_sheet(pairs, detector.class_names, path, title)
+
+
+def _small_masks(instances: Instances) -> Iterator[Tensor]:
+    """The masks of the objects, one at a time: those of a large photograph together would fill the memory."""
+    scale = min(1.0, MASK_PX / max(instances.size))
+    h, w = (max(1, round(side * scale)) for side in instances.size)
+    return each_drawn(instances.objects().segmentations, View.whole(instances.size, scaled=(h, w)))

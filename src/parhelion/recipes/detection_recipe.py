@@ -55,7 +55,7 @@ class DetectionRecipe(Recipe):
     min_score: float = 0.05
     """Smallest score of what counts as found."""
     max_found: int = 100
-    """Most objects that are found in one image."""
+    """Most objects that are found in one image; where more than 100, so many of each class count in COCO's numbers."""
 
     jitter: tuple[float, float] = (1.0, 1.0)
     """Smallest and largest random factor on the scale at which a training image fits into image_px; what then is

@@ -107,6 +107,10 @@ class Task(ABC):
     def train_loader(self, accelerator: Accelerator) -> DataLoader[Any]:
         """This process's training batches."""
 
+    def told(self) -> Sequence[str]:
+        """What a user should know of the images before training starts, a sentence each."""
+        return ()
+
     @abstractmethod
     def losses(self) -> loop.Losses:
         """From a batch to its losses."""
@@ -187,6 +191,8 @@ def _run(
         note(sentence)
     if begun.state.update >= plan.updates and (out / doing.last_picture).exists():
         raise UserError(f"the run in {out} is finished; to train on, start another one with --init-from {out}")
+    for sentence in doing.told():
+        note(sentence)
     if recipe.sharding != "none" and accelerator.num_processes == 1:
         note(f"sharding is {recipe.sharding}, but one process alone holds all weights; torchrun starts several")
     lone = _lone_images(recipe, doing, model, accelerator)

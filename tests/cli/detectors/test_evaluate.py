@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import shutil
 from statistics import fmean
 
 import pytest
@@ -26,8 +27,12 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 def test_evaluate_prints_cocos_table(capsys, run, data):
     text = printed(capsys, "evaluate", run, "--data", data)
-    assert f"mask_rcnn halonet_tiny on {data}: {VAL} images" in text
-    rows = {line.rsplit(maxsplit=2)[0]: line.split()[-2:] for line in text.splitlines()[2:] if line}
+    # The file that is scored against, and what it holds: one image has nothing, and one a crowd.
+    counts, title, _, *table = text.splitlines()
+    counted = "2 of them without objects; 4 objects of 3 classes, 1 crowd: green 1, red 1, blue 2"
+    assert counts == f"{annotations_of(data, 'val')}: {VAL} images, {counted}"
+    assert title == f"mask_rcnn halonet_tiny on {data}: {VAL} images"
+    rows = {line.rsplit(maxsplit=2)[0]: line.split()[-2:] for line in table if line}
     assert len(rows) == len(SCORES) + 1 + 3
     assert rows["AP large"] == ["-", "-"]
     scores = json.loads(printed(capsys, "evaluate", run, "--data", data, "--json"))
@@ -131,3 +136,70 @@ def test_evaluation_takes_another_size(capsys, run, data):
         for words in ((), ("--image-px", "32"))
     )
     assert usual["box"] != small["box"]
+
+
+def test_a_test_split_is_scored_and_its_file_is_named(capsys, refused, run, data, tmp_path):
+    folder = tmp_path / "data"
+    val = annotations_of(data, "val")
+    shutil.copytree(val.parent.parent, folder)
+    assert "has no annotations for test" in refused("evaluate", run, "--data", f"coco:{folder}", "--split", "test")
+    (folder / "annotations" / "instances_val.json").rename(folder / "annotations" / "instances_test2017.json")
+    (folder / "val").rename(folder / "test2017")
+    words = ("evaluate", run, "--data", f"coco:{folder}", "--split", "test")
+    text = printed(capsys, *words)
+    assert f"{folder}/annotations/instances_test2017.json: {VAL} images" in text
+    assert f"mask_rcnn halonet_tiny on coco:{folder}, split test: {VAL} images" in text
+    scores = json.loads(printed(capsys, *words, "--json"))
+    assert scores["file"] == f"{folder}/annotations/instances_test2017.json"
+    assert scores["objects"] == {"green": 1, "red": 1, "blue": 2}
+    assert scores["box"] == json.loads(printed(capsys, "evaluate", run, "--data", data, "--json"))["box"]
+
+
+def test_images_without_annotations_get_results_and_no_scores(capsys, refused, run, data, tmp_path):
+    folder, results = tmp_path / "data", tmp_path / "results.json"
+    shutil.copytree(annotations_of(data, "val").parent.parent, folder)
+    content = json.loads((folder / "annotations" / "instances_val.json").read_text())
+    content.pop("annotations")
+    # Ids that no float holds.
+    for image in content["images"]:
+        image["id"] += 2**53
+    (folder / "annotations" / "image_info_test-dev2017.json").write_text(json.dumps(content))
+    (folder / "val").rename(folder / "test2017")
+    words = ("evaluate", run, "--data", f"coco:{folder}", "--split", "test")
+    sentence = refused(*words)
+    assert "image_info_test-dev2017.json has no annotated object to score what is found against" in sentence
+    assert "--results FILE keeps what is found, without scores" in sentence
+    text = printed(capsys, *words, "--results", results)
+    assert "nothing is scored" in text
+    assert str(results) in text
+    entries = json.loads(results.read_text())
+    assert {entry["image_id"] for entry in entries} <= {image["id"] for image in content["images"]}
+    assert {entry["image_id"] for entry in entries}
+    facts = json.loads(printed(capsys, *words, "--results", results, "--json"))
+    assert "box" not in facts
+    assert facts["objects"] == {"green": 0, "red": 0, "blue": 0}
+
+
+def test_where_boxes_alone_are_annotated_boxes_alone_are_scored(capsys, refused, run, tmp_path):
+    data = tiny_scenes(tmp_path / "data", masks=False, val=5)
+    change(data, "val", annotations=lambda all_: [one for one in all_ if not one["iscrowd"]])
+    sentence = refused("evaluate", run, "--data", data)
+    assert "; --no-masks trains and scores boxes only, which need no segmentation" in sentence
+    scores = json.loads(printed(capsys, "evaluate", run, "--data", data, "--json", "--no-masks"))
+    assert scores["box"].keys() == SCORES
+    assert scores["mask"] is None
+
+
+def test_more_than_a_hundred_objects_of_an_image_are_found_and_scored(capsys, refused, run, tmp_path):
+    data = tiny_scenes(tmp_path / "data", val=1)
+    # Two hundred times the same object, of which a hundred can be found twice at most.
+    change(data, "val", annotations=lambda all_: [{**all_[0], "id": number} for number in range(1, 201)])
+    words = ("evaluate", run, "--data", data)
+    assert "max_found is -1" in refused(*words, "--max-found", "-1")
+    text = printed(capsys, *words)
+    assert "has 200 objects, but at most 100 are found in one; --max-found 200 finds and scores more" in text
+    assert "AR, 100 each" in text
+    text = printed(capsys, *words, "--max-found", "200")
+    assert "AR, 200 each" in text
+    assert "finds and scores more" not in text
+    assert "ar200" in json.loads(printed(capsys, *words, "--max-found", "200", "--json"))["box"]
