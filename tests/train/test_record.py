@@ -3,22 +3,34 @@ import json
 import pytest
 
 from parhelion.errors import UserError
+from parhelion.train import record
 from parhelion.train.environment import environment
 from parhelion.train.record import RunRecord, check_out
 
 
 def test_a_run_folder_holds_recipe_environment_and_a_line_per_epoch(tmp_path):
-    record = RunRecord(tmp_path / "a" / "run", recipe={"epochs": 2}, environment=environment(seed=7))
-    record.add({"epoch": 1, "val_loss": 0.75})
-    record.add({"epoch": 2, "val_loss": 0.5})
+    run = RunRecord(tmp_path / "a" / "run", recipe={"epochs": 2}, environment=environment(seed=7))
+    run.add({"epoch": 1, "val_loss": 0.75})
+    run.add({"epoch": 2, "val_loss": 0.5})
     lines = (tmp_path / "a" / "run" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["val_loss"] for line in lines] == [0.75, 0.5]
-    assert json.loads((record.folder / "recipe.json").read_text()) == {"epochs": 2}
-    known = json.loads((record.folder / "environment.json").read_text())
+    assert json.loads((run.folder / "recipe.json").read_text()) == {"epochs": 2}
+    known = json.loads((run.folder / "environment.json").read_text())
     assert known["seed"] == 7
     assert known["versions"]["torch"]
     assert known["hardware"]["cores"] >= 1
     assert known.keys() >= {"commit", "command", "time", "python"}
+
+
+def test_losses_that_do_not_reach_the_disk_are_one_sentence(tmp_path, monkeypatch):
+    def full(path):
+        raise OSError(28, "No space left on device")
+
+    kept = RunRecord(tmp_path, recipe={}, environment={})
+    kept.add_losses([{"update": 1}])
+    monkeypatch.setattr(record, "flush_to_disk", full)
+    with pytest.raises(UserError, match=f"^cannot write {tmp_path / 'losses.jsonl'}: No space left on device$"):
+        kept.flush_losses()
 
 
 @pytest.mark.parametrize("name", ["recipe.json", "metrics.jsonl", "weights.safetensors"])

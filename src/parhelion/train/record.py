@@ -141,10 +141,13 @@ class RunRecord:
             raise UserError(f"cannot write {path}: {error.strerror}") from error
 
     def flush_losses(self) -> None:
-        """Wait until the losses are on the disk."""
+        """Wait until the losses are on the disk. Raises UserError where they do not get there."""
         path = self.folder / LOSSES
-        if path.exists():
-            flush_to_disk(path)
+        try:
+            if path.exists():
+                flush_to_disk(path)
+        except OSError as error:
+            raise UserError(f"cannot write {path}: {error.strerror}") from error
 
 
 def metrics_rows(folder: Path) -> list[dict[str, Any]]:
