@@ -292,34 +292,6 @@ def test_an_index_may_count_from_the_end_but_not_past_it(tmp_path: Path) -> None
         images[3]
 
 
-@pytest.mark.parametrize("place", ["train2017", "images/train2017", "train", "images/train", "images", "."])
-def test_images_are_found_in_every_usual_place(tmp_path: Path, place: str) -> None:
-    write_split(tmp_path / "annotations/instances_train2017.json", tmp_path / place, train_content())
-    # Neither of these distracts: no image of the file is in them.
-    (tmp_path / "train2017").mkdir(exist_ok=True)
-    (tmp_path / "images").mkdir(exist_ok=True)
-    image, _, path = opened(tmp_path, splits=("train",)).train[0]
-    assert image.size == (W, H)
-    assert Path(path) == tmp_path / place / "000000000011.png"
-
-
-def test_images_in_folders_of_their_own_are_found(tmp_path: Path) -> None:
-    what = train_content()
-    for image in what["images"]:
-        image["file_name"] = f"{image['id'] % 2}/{image['id']}.png"
-    (tmp_path / "train/0").mkdir(parents=True)
-    (tmp_path / "train/1").mkdir()
-    write_split(tmp_path / "annotations/instances_train.json", tmp_path / "train", what)
-    assert opened(tmp_path, splits=("train",)).train[2][0].size == (29, 13)
-
-
-def test_images_that_are_nowhere_are_told_where_to_be(tmp_path: Path) -> None:
-    write_split(tmp_path / "annotations/instances_train2017.json", tmp_path / "pictures", train_content())
-    sentence = refused(tmp_path, splits=("train",))
-    assert "none of the images in" in sentence
-    assert f"should be in {tmp_path}/train2017, {tmp_path}/images/train2017, {tmp_path}/train, " in sentence
-
-
 def test_evaluation_takes_the_preferred_name(tmp_path: Path) -> None:
     for name in ("test", "validation"):
         write_split(tmp_path / f"annotations/instances_{name}.json", tmp_path / name, val_content())
@@ -392,7 +364,7 @@ def test_options_that_mean_nothing_are_refused(tmp_path: Path) -> None:
         ({"images": [{"id": 1}]}, "lacks the file_name, which should be a text"),
         ({"images": [7]}, "is 7, but it should be an object with id, file_name"),
         ({"images": [{"id": "1", "file_name": "1.png"}]}, "has the id '1', but it should be a whole number"),
-        ({"annotations": [{**GOOD, "image_id": 2**80}]}, "annotations[0] in"),
+        ({"annotations": [{**GOOD, "image_id": 2**63}]}, "but it should be a whole number of at most 64 bits"),
         ({"annotations": [{**GOOD, "category_id": True}]}, "has the category_id True, but it should be a whole number"),
         ({"categories": [{"id": 3, "name": "cup"}, {"id": 3, "name": "jug"}]}, "but some share 3"),
     ],

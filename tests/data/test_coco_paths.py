@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from data.coco_folders import SIZES, annotation, content, opened, refused, train_content, write_coco, write_split
+from data.coco_folders import SIZES, H, W, annotation, content, opened, refused, train_content, write_coco, write_split
 
 OBJECTS = [annotation(1, 11, 3, [4, 2, 10, 12]), annotation(2, 8, 7, [2, 1, 9, 7])]
 COMPOSED = unicodedata.normalize("NFC", "Tür.png")
@@ -22,6 +22,34 @@ def renamed(folder: Path, *, written: str, there: str) -> str:
     what["images"][2]["file_name"] = written
     write_split(folder / "annotations/instances_train.json", folder / "train", what, draw=False)
     return f"coco:{folder}"
+
+
+@pytest.mark.parametrize("place", ["train2017", "images/train2017", "train", "images/train", "images", "."])
+def test_images_are_found_in_every_usual_place(tmp_path: Path, place: str) -> None:
+    write_split(tmp_path / "annotations/instances_train2017.json", tmp_path / place, train_content())
+    # Neither of these distracts: no image of the file is in them.
+    (tmp_path / "train2017").mkdir(exist_ok=True)
+    (tmp_path / "images").mkdir(exist_ok=True)
+    image, _, path = opened(tmp_path, splits=("train",)).train[0]
+    assert image.size == (W, H)
+    assert Path(path) == tmp_path / place / "000000000011.png"
+
+
+def test_images_in_folders_of_their_own_are_found(tmp_path: Path) -> None:
+    what = train_content()
+    for image in what["images"]:
+        image["file_name"] = f"{image['id'] % 2}/{image['id']}.png"
+    (tmp_path / "train/0").mkdir(parents=True)
+    (tmp_path / "train/1").mkdir()
+    write_split(tmp_path / "annotations/instances_train.json", tmp_path / "train", what)
+    assert opened(tmp_path, splits=("train",)).train[2][0].size == (29, 13)
+
+
+def test_images_that_are_nowhere_are_told_where_to_be(tmp_path: Path) -> None:
+    write_split(tmp_path / "annotations/instances_train2017.json", tmp_path / "pictures", train_content())
+    sentence = refused(tmp_path, splits=("train",))
+    assert "none of the images in" in sentence
+    assert f"should be in {tmp_path}/train2017, {tmp_path}/images/train2017, {tmp_path}/train, " in sentence
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,8 @@ class Arguments:
     on_bad_image: Literal["refuse", "skip"] = "refuse"
     """What to do with an unreadable image: refuse: stop and name it; skip: leave it out and count it."""
     on_bad_annotation: Literal["refuse", "drop"] = "refuse"
-    """What a detector does with annotations that cannot be: refuse: stop and list them; drop: leave them out."""
+    """What a detector does with annotations that cannot be: refuse: stop and list them; drop: leave out those that
+    cannot be scored and count them; those that nothing can match stay, as COCO's programs count them."""
     exif: Literal["upright", "stored"] | None = None
     """How a detector's photos are read that EXIF says were taken with the camera turned; upright: turned as it says;
     stored: as their pixels are stored, for annotations made that way; if not given, as in training."""

@@ -287,7 +287,7 @@ def _annotation_file(folder: Path, split: Split, year: str = "") -> Path:
         choice = f"choose by the digits, as in coco:{folder}:{years[-1]}, or " if years and not year else ""
         raise UserError(
             f"'{folder}' has several annotation files for {split}, {few(files)}, but there should be one: {choice}"
-            "rename the others so that they do not begin with instances_"
+            "rename the others"
         )
     return found[name][0]
 

@@ -32,6 +32,9 @@ from parhelion.recipes.lone_images import Size
 from parhelion.train import loop
 from parhelion.train.stopping import StopRequest
 
+# Of so many images headers take seconds, of which a user should hear.
+MANY = 10_000
+
 
 def train(  # noqa: PLR0913  every argument is the user's choice
     recipe: DetectionRecipe,
@@ -127,6 +130,8 @@ class Detection(running.Task):
 
     def _check_headers(self, images: CocoImages, accelerator: Accelerator, note: Callable[[str], None]) -> None:
         """Tell or refuse, all at once and before training, the images that their headers show to be of no use."""
+        if len(images) > MANY:
+            note(f"reading the headers of {len(images)} images of {images.file}")
         found = misfits(images, range(accelerator.process_index, len(images), accelerator.num_processes))
         if accelerator.num_processes > 1:
             found = gather_object(found)
