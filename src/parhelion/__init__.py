@@ -5,14 +5,16 @@ from typing import Any
 
 from parhelion import layers, models, ops
 from parhelion.models import create_model, list_models, model_info
-from parhelion.models.accelerate import accelerate
+from parhelion.models.accelerate import accelerate, decelerate
 from parhelion.models.fold import fold
+from parhelion.models.reference import reference
 from parhelion.version import __version__
 
 __all__ = [
     "__version__",
     "accelerate",
     "create_model",
+    "decelerate",
     "detection",
     "fold",
     "layers",
@@ -20,6 +22,7 @@ __all__ = [
     "model_info",
     "models",
     "ops",
+    "reference",
 ]
 
 

@@ -10,6 +10,18 @@ class UserError(ValueError):
     The command line prints the sentence and exits with code 2; no traceback is shown.
     """
 
+    def __init__(self, sentence: str) -> None:
+        # Names of files are part of many sentences, and need not be text.
+        super().__init__(printable(sentence))
+
+
+def printable(text: str) -> str:
+    r"""`text` that any file and terminal of UTF-8 takes: bytes of a file name that are no text come as `\udcff`.
+
+    JSON stays JSON that reads the same.
+    """
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """A clause that offers the known names nearest to `name`, e.g. `; did you mean halonet_h1 or halonet_h0?`."""

@@ -6,7 +6,8 @@ library itself needs neither.
 
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+from torch import SymBool, Tensor
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -20,4 +21,12 @@ else:
                 return Tensor
 
 
-__all__ = ["Float", "Tensor"]
+__all__ = ["Float", "Tensor", "always"]
+
+
+def always(condition: bool | SymBool) -> bool:
+    """Whether a condition on sizes holds, where a program is traced for many sizes at once: whether it does for all.
+
+    A plain `if` would make torch.export refuse, or leave out, the sizes for which the condition turns out otherwise.
+    """
+    return statically_known_true(condition) if isinstance(condition, SymBool) else bool(condition)

@@ -112,7 +112,7 @@ def test_evaluate_takes_another_split(capsys, refused, run, data, tmp_path):
     usual, test = (printed(capsys, "evaluate", run, "--data", three, *words) for words in ((), ("--split", "test")))
     assert f"resnet_tiny on {three}: 15 images" in usual
     assert f"resnet_tiny on {three}, split test: 15 images" in test
-    assert usual.splitlines()[1:] == test.splitlines()[1:]
+    assert usual.splitlines()[2:] == test.splitlines()[2:]
 
 
 def test_pictures_of_an_evaluation_never_replace_those_of_a_run(refused, run, data, tmp_path):
@@ -143,6 +143,81 @@ def test_predict_prints_tab_separated_lines(capsys, run, data):
     assert float(ranked[1]) >= float(ranked[3])
 
 
+def test_predict_takes_folders(capsys, run, data):
+    said = [line.split("\t")[0] for line in printed(capsys, "predict", run, data / "val", "--top", "1").splitlines()]
+    assert said == [
+        str(data / "val" / name / f) for name in COLOURS for f in ("0.jpg", "1.png", "2.jpg", "3.png", "4.jpg")
+    ]
+
+
+def test_predict_prints_each_answer_when_it_is_known(capsys, monkeypatch, run, data):
+    from parhelion.evaluate import predict
+
+    shown, opened = [], predict.open_image
+
+    def watched(*arguments):
+        shown.append(capsys.readouterr().out)
+        return opened(*arguments)
+
+    monkeypatch.setattr(predict, "open_image", watched)
+    for words in ((), ("--json",), ("--jsonl",)):
+        shown.clear()
+        rest = printed(capsys, "predict", run, data / "val" / "red", "--batch", "2", *words)
+        # Two at a time: nothing is printed between the images of a batch.
+        assert [bool(text) for text in shown] == [False, False, True, False, True]
+        answers = "".join(shown) + rest
+        assert [answers.count(f"red/{n}.") for n in range(5)] == [1] * 5
+        if words == ("--json",):
+            assert len(json.loads(answers)) == 5
+        if words == ("--jsonl",):
+            assert [json.loads(line)["predictions"][0].keys() for line in answers.splitlines()]
+
+
+@pytest.mark.parametrize("words", [(), ("--json",), ("--jsonl",)])
+def test_one_bad_image_loses_no_answer(capsys, tmp_path, run, data, words):
+    images = [data / "val" / "red" / "1.png", tmp_path / "bad.jpg", data / "val" / "blue" / "3.png"]
+    Image.new("RGB", (30, 20), "red").save(images[1])
+    truncate(images[1])
+    whole = printed(capsys, "predict", run, images[0], images[2], *words)
+    assert main(["predict", str(run), *map(str, images), *words]) == 2
+    said = capsys.readouterr()
+    assert said.out == whole
+    named, last = said.err.splitlines()
+    assert named.startswith(f"parhelion: cannot read the image {images[1]}: ")
+    assert last == "parhelion: 1 of 3 images could not be read; with --on-bad-image skip they are left out"
+    assert main(["predict", str(run), str(images[1]), *words]) == 2
+    assert capsys.readouterr().out == ("[]\n" if words == ("--json",) else "")
+
+
+def test_an_array_that_is_cut_short_is_json_all_the_same(capsys, monkeypatch, run, data):
+    from parhelion.evaluate import predict
+
+    opened, seen = predict.open_image, []
+
+    def interrupted(*arguments):
+        seen.append(arguments)
+        if len(seen) == 4:
+            raise KeyboardInterrupt
+        return opened(*arguments)
+
+    monkeypatch.setattr(predict, "open_image", interrupted)
+    assert main(["predict", str(run), str(data / "val"), "--json", "--batch", "1"]) == 130
+    assert len(json.loads(capsys.readouterr().out)) == 3
+
+
+def test_a_name_that_is_no_text_and_files_that_are_no_images_are_told(capsysbinary, run, data, tmp_path):
+    folder = tmp_path / "phone"
+    folder.mkdir()
+    with open(os.fsencode(folder) + b"/caf\xe9.png", "wb") as file:
+        file.write((data / "val" / "red" / "1.png").read_bytes())
+    (folder / "1.HEIC").touch()
+    for words, name in (((), b"phone/caf\xe9.png"), (("--jsonl",), b"phone/caf\\udce9.png")):
+        assert main(["predict", str(run), str(folder), *words]) == 0
+        said = capsysbinary.readouterr()
+        assert name in said.out
+        assert said.err.startswith(b"parhelion: left out: 1 file whose ending is not that of an image: .heic (1) ")
+
+
 def test_predict_skips_a_bad_image_when_told_to(capsys, tmp_path, run, data):
     good, bad = data / "val" / "red" / "1.png", tmp_path / "bad.jpg"
     Image.new("RGB", (30, 20), "red").save(bad)
@@ -167,6 +242,33 @@ def test_unknown_names_get_the_nearest(refused, data, tmp_path):
     assert "did you mean halonet_tiny" in refused(*train, "--model", "halonet_tinny")
     assert "did you mean gsa_tiny" in refused("models", "gsa_tniy")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_model_in_place_of_a_recipe_says_how_it_is_trained(refused, data, tmp_path):
+    for command in ("train", "recipes"):
+        assert refused(command, "halonet_h0") == (
+            "parhelion: halonet_h0 is a model, not a recipe; train it with halonet_h0_imagenet, or by parhelion train "
+            "RECIPE --model halonet_h0, where RECIPE is finetune (from earlier weights), halonet_tiny (small images "
+            "from scratch) or another\n"
+        )
+    assert "; train it by parhelion train RECIPE --model resnet26, where" in refused("train", "resnet26")
+    assert "halonet_50_ls_ra and 10 more, or by parhelion" in refused("train", "halonet_50")
+    train = ("train", "resnet_tiny", "--data", data, "--out", tmp_path / "run")
+    for words in ((*train, "--model"), ("models",), ("benchmark",)):
+        said = refused(*words, "halonet_h0_imagenet")
+        assert "halonet_h0_imagenet is a recipe, not a model; its model is halonet_h0" in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_in_place_of_a_recipe_says_where_it_belongs(refused, run, data):
+    said = refused("train", run, "--data", data)
+    assert (
+        f"{run} is a run, not a recipe; parhelion train --resume {run} goes on with it, and --init-from {run}" in said
+    )
+    assert f"{data} is a folder, not a recipe; give a recipe first" in refused("train", data)
+    assert "run folder halonet_tiny; give the --out of parhelion train" in refused(
+        "evaluate", "halonet_tiny", "--data", data
+    )
 
 
 def test_what_is_missing_is_named(refused):
@@ -267,10 +369,10 @@ def test_classes_must_be_the_checkpoints(refused, run, tmp_path):
 
 def test_images_that_cannot_be_used_are_one_sentence(refused, run, data, tmp_path):
     image = data / "val" / "red" / "1.png"
-    assert "is a folder" in refused("predict", run, image, data / "val")
+    (tmp_path / "none").mkdir()
+    assert "there are no images in" in refused("predict", run, image, tmp_path / "none")
     assert "no image" in refused("predict", run, image, tmp_path / "missing.jpg")
-    (tmp_path / "empty.png").write_bytes(b"")
-    assert "empty.png" in refused("predict", run, image, tmp_path / "empty.png")
+    assert "choose one of them" in refused("predict", run, image, "--json", "--jsonl")
     assert "top is 0" in refused("predict", run, image, "--top", "0")
     assert "batch is 0" in refused("evaluate", run, "--data", data, "--batch", "0")
 

@@ -8,7 +8,8 @@ from PIL import Image
 
 from parhelion.data.coco import CocoImages
 from parhelion.data.coco_headers import described, misfits, refuse_misfits
-from parhelion.data.images import ORIENTATION, BadImage, Exif, open_image
+from parhelion.data.images import BadImage, Exif, open_image
+from parhelion.data.metadata import ORIENTATION
 from parhelion.errors import UserError
 
 PHOTO = "train2017/000000000008.png"

@@ -1,12 +1,17 @@
 import io
+import struct
+import sys
+import zlib
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 from PIL import Image
 from torch._utils import ExceptionWrapper
 
+from parhelion.data import images
 from parhelion.data.images import BadImage, as_mode, open_image
 from parhelion.errors import UserError
 
@@ -140,3 +145,56 @@ def test_the_sentence_survives_a_worker_process() -> None:
     with pytest.raises(BadImage) as caught:
         wrapped.reraise()
     assert str(caught.value) == sentence
+
+
+def flat_png(h: int, w: int) -> io.BytesIO:
+    """A black PNG with a bit for each pixel, made without the pixels."""
+    rows = zlib.compress(bytes(h * (1 + -(-w // 8))), 1)
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", w, h, 1, 0, 0, 0, 0)), (b"IDAT", rows), (b"IEND", b"")]
+    packed = [struct.pack(">I", len(c)) + k + c + struct.pack(">I", zlib.crc32(k + c)) for k, c in chunks]
+    return io.BytesIO(b"\x89PNG\r\n\x1a\n" + b"".join(packed))
+
+
+@pytest.mark.slow
+def test_an_image_beyond_pillows_limit_is_read() -> None:
+    h, w = 12_000, 15_000
+    assert h * w > 2 * (Image.MAX_IMAGE_PIXELS or 0)
+    assert open_image(flat_png(h, w), 1).size == (w, h)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "GIF", "WEBP", "BMP", "PPM"])
+def test_pillows_limit_stays_for_others(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    large = stored(Image.new("RGB", (3 * W, 5 * H), RED), kind)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 9)
+    size = open_image(large).size
+    assert size == (3 * W, 5 * H)
+    assert Image.MAX_IMAGE_PIXELS == 9
+    large.seek(0)
+    with pytest.raises(Image.DecompressionBombError):
+        Image.open(large)
+
+
+def test_an_image_larger_than_the_memory_is_refused_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "_memory", lambda: 2**30)
+    with pytest.raises(BadImage, match=r"it is 15000 x 12000 pixels, which take 1\.3 GiB to read, but .* has 1\.0 GiB"):
+        open_image(flat_png(12_000, 15_000), 1)
+
+
+def test_a_heif_image_gets_a_hint(monkeypatch: pytest.MonkeyPatch) -> None:
+    heif = io.BytesIO(struct.pack(">I", 24) + b"ftypheic\0\0\0\0mif1heic" + bytes(40))
+    monkeypatch.setattr(images, "reads_heif", lambda: False)
+    with pytest.raises(BadImage, match=r"it is a HEIF image, which .* JPEG or PNG, or .* pip install pillow-heif"):
+        open_image(heif)
+
+
+def test_a_heif_image_is_read_where_that_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed = ModuleType("pillow_heif")
+    installed.register_heif_opener = lambda: called.append(True)
+    called: list[bool] = []
+    monkeypatch.setitem(sys.modules, "pillow_heif", installed)
+    monkeypatch.setattr(images, "reads_heif", lambda: True)
+    # What is registered here reads nothing; that it is asked is what counts.
+    with pytest.raises(BadImage, match="no image format"):
+        open_image(io.BytesIO(struct.pack(">I", 24) + b"ftypheic" + bytes(40)))
+    assert called
+    assert images.endings()[-2:] == (".heic", ".heif")

@@ -1,4 +1,5 @@
 import gc
+import multiprocessing
 import random
 import re
 import signal
@@ -14,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from parhelion.data.images import BadImage
-from parhelion.data.loaders import go_to, make_loader
+from parhelion.data.loaders import end_workers, go_to, make_loader
 from parhelion.data.samples import Sample, Share
 from parhelion.data.sources import open_source
 from parhelion.data.transforms import Augmentation, Preprocessing, eval_transform, train_transform
@@ -245,3 +246,19 @@ def test_workers_leave_ctrl_c_to_the_main_process() -> None:
     for workers, ignored in ((2, 1), (0, 0)):
         loader = make_loader(InterruptHandler(4), EVALUATE, batch=2, train=False, workers=workers)
         assert one_pass(loader)[0] == [ignored] * 4
+
+
+def spin(_image: Image.Image) -> torch.Tensor:
+    while True:
+        pass
+
+
+def test_a_worker_that_is_stuck_is_ended_at_once(pets: Path) -> None:
+    loader = make_loader(open_source(str(pets)).val, spin, batch=1, train=False, workers=1)
+    batches = iter(loader)
+    (worker,) = multiprocessing.active_children()
+    end_workers(loader)
+    worker.join(timeout=60)
+    # Any other code would make torch raise an error in this process.
+    assert worker.exitcode == 0
+    del batches

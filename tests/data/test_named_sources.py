@@ -179,6 +179,34 @@ def test_hugging_face_labels_without_names_are_counted(tmp_path: Path, pets: Pat
 
 @needs_datasets
 @pytest.mark.usefixtures("offline")
+def test_one_data_set_saved_to_disk_is_evaluated_and_training_says_how_to_split_it(tmp_path: Path, pets: Path) -> None:
+    import datasets
+    from datasets import ClassLabel
+    from datasets import Image as ImageColumn
+
+    rows = {"img": [str(pets / "train/dog/2.png"), None, *[str(pets / "val/cat/0.png")] * 3], "label": [1, 0, 0, 1, 0]}
+    features = datasets.Features({"img": ImageColumn(), "label": ClassLabel(names=["up", "down"])})
+    saved = tmp_path / "saved"
+    datasets.Dataset.from_dict(rows, features=features).save_to_disk(saved)
+    spec = f"hfds/{saved}"
+    source = open_source(spec, splits=("val",))
+    image, target, name = source.val[0]
+    assert (source.class_names, len(source.val)) == (("up", "down"), 5)
+    assert (image.size, target, name) == ((13, 7), 1, f"{spec}:all/0")
+    empty, _, name = source.val[1]
+    assert isinstance(empty, BadImage)
+    assert name in str(empty)
+    sentence = refused(spec)
+    assert "one data set without splits, as Dataset.save_to_disk writes it" in sentence
+    # What the sentence says works.
+    command, _, then = sentence.partition("in Python: ")[2].partition(", then give ")
+    exec(command, {"datasets": datasets})
+    split = open_source(then, data_dir=tmp_path / "cache")
+    assert (len(split.train), len(split.val)) == (4, 1)
+
+
+@needs_datasets
+@pytest.mark.usefixtures("offline")
 def test_an_unknown_hugging_face_name_is_refused(tmp_path: Path) -> None:
     assert f"cannot open 'hfds/nobody/nothing' in {tmp_path}" in refused("hfds/nobody/nothing", data_dir=tmp_path)
 

@@ -1,5 +1,7 @@
+import gzip
 import io
 import json
+import re
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +14,7 @@ from PIL import Image
 from parhelion.data.images import BadImage
 from parhelion.data.loaders import go_to, make_loader
 from parhelion.data.samples import Share
+from parhelion.data.shards import Shard
 from parhelion.data.sources import Source, open_source
 from parhelion.data.transforms import Augmentation, Preprocessing, eval_transform, train_transform
 from parhelion.errors import UserError
@@ -61,6 +64,12 @@ def write_info(folder: Path, info: dict[str, Any]) -> None:
 def change_info(folder: Path, **changes: Any) -> None:
     info = json.loads((folder / "_info.json").read_text()) | changes
     write_info(folder, {key: value for key, value in info.items() if value is not None})
+
+
+def change_split(folder: Path, split: str, **changes: Any) -> None:
+    splits = json.loads((folder / "_info.json").read_text())["splits"]
+    splits[split] |= changes
+    change_info(folder, splits=splits)
 
 
 def opened(folder: Path, **options: Any) -> Source:
@@ -219,11 +228,24 @@ def test_samples_that_cannot_be_used_come_as_values(tmp_path: Path, picture: Pic
         "cannot use the image mixed.tar/a: its .cls file is no number from 0 to 1",
         "cannot read the image mixed.tar/b: it is empty or in no image format that Pillow reads",
         "cannot read the image mixed.tar/c: the sample holds txt only",
-        "cannot use the image mixed.tar/d: its .cls file is no number from 0 to 1",
+        "cannot use the image mixed.tar/d: it has no .cls file, only png",
     ]
 
 
-@pytest.mark.parametrize(("length", "read"), [(2048, 1), (3000, 1), (700, 0)], ids=["between", "within", "header"])
+def test_a_label_that_is_in_the_json_file_only_is_asked_for_by_name(tmp_path: Path, picture: Picture) -> None:
+    with tarfile.open(tmp_path / "only.tar", "w") as tar:
+        add(tar, "a.png", png(picture(0)))
+        add(tar, "a.json", b'{"kind": 1}')
+    write_info(tmp_path, {"num_classes": 2, "splits": {"val": {"filenames": ["only.tar"], "shard_lengths": [1]}}})
+    (bad,) = [image for image, _, _ in opened(tmp_path, splits=("val",)).val]
+    assert str(bad) == (
+        "cannot use the image only.tar/a: it has no .cls file; if the class number is in its .json file, name the "
+        'field in _info.json: "alt_label" of the split'
+    )
+
+
+# Truncated between two samples, nothing tells that the first is whole.
+@pytest.mark.parametrize(("length", "read"), [(2048, 0), (3000, 1), (700, 0)], ids=["between", "within", "header"])
 def test_a_truncated_shard_is_named_and_the_others_are_read(shards: Path, length: int, read: int) -> None:
     file = shards / "validation-0.tar"
     file.write_bytes(file.read_bytes()[:length])
@@ -231,7 +253,105 @@ def test_a_truncated_shard_is_named_and_the_others_are_read(shards: Path, length
     (batch,) = list(loader)
     assert batch["target"].tolist() == [*range(read), 2, 3, 4]
     (sentence,) = batch["bad"]
-    assert f"cannot read more than {read} of 2 samples of {file}" in sentence
+    assert sentence == f"cannot read more than {read} of 2 samples of {file}: it is truncated"
+
+
+@pytest.mark.parametrize("ending", ["tar", "tar.gz"])
+def test_a_shard_truncated_between_the_files_of_a_sample_lacks_that_sample_not_its_label(
+    shards: Path, ending: str
+) -> None:
+    file = shards / "validation-0.tar"
+    with tarfile.open(file) as tar:
+        whole, last = file.read_bytes(), tar.getmembers()[-1]
+    # The image of the last sample is whole, its label is not there.
+    data = whole[: last.offset]
+    if ending == "tar.gz":
+        file = file.rename(shards / "validation-0.tar.gz")
+        data = gzip.compress(data)
+    file.write_bytes(data)
+    change_split(shards, "validation", filenames=[file.name, "validation-1.tar"])
+    (batch,) = list(make_loader(opened(shards).val, TRANSFORM, batch=9, train=False, on_bad_image="skip"))
+    assert batch["target"].tolist() == [0, 2, 3, 4]
+    assert batch["bad"] == [f"cannot read more than 1 of 2 samples of {file}: it is truncated"]
+
+
+def test_a_shard_with_a_damaged_header_is_not_taken_for_a_short_one(shards: Path) -> None:
+    file = shards / "validation-0.tar"
+    with tarfile.open(file) as tar:
+        at = tar.getmembers()[2].offset
+    data = bytearray(file.read_bytes())
+    data[at] ^= 1
+    file.write_bytes(data)
+    (batch,) = list(make_loader(opened(shards).val, TRANSFORM, batch=9, train=False, on_bad_image="skip"))
+    assert batch["target"].tolist() == [2, 3, 4]
+    assert batch["bad"] == [f"cannot read more than 0 of 2 samples of {file}: it is damaged (bad checksum)"]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_empty_shards_are_dealt_to_nobody(shards: Path, workers: int) -> None:
+    with tarfile.open(shards / "empty.tar", "w"):
+        pass
+    (shards / "nothing.tar").touch()
+    names = ["nothing.tar", "train-0.tar", "empty.tar", "train-2.tar"]
+    change_split(shards, "train", filenames=names, shard_lengths=[0, 5, 0, 4])
+    (order,) = targets(shards, batch=3, train=True, workers=workers)
+    assert len(order) == 9
+    # Two readers start over where their own shard holds too few.
+    assert set(order) == {*range(5), *range(8, 12)} if not workers else set(order) <= {*range(5), *range(8, 12)}
+    with pytest.raises(UserError, match=r"2 training shards in .* cannot feed 3 workers"):
+        targets(shards, batch=3, train=True, workers=3)
+
+
+def test_a_reader_whose_shards_give_nothing_is_one_sentence(shards: Path) -> None:
+    with tarfile.open(shards / "train-1.tar", "w"):
+        pass
+    told = []
+    for process in range(2):
+        source = opened(shards).train
+        # As if it could still happen: a reader would start over for ever.
+        source.shards = [source.shards[0], Shard(shards / "train-1.tar", 0)]
+        share = Share(process=process, processes=2)
+        try:
+            list(make_loader(source, TRANSFORM, batch=2, train=True, share=share))
+        except BadImage as bad:
+            told.append(str(bad))
+    assert told == [f"cannot read any sample of {shards / 'train-1.tar'}"]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_lengths_that_are_too_small_are_told_before_images_are_lost(shards: Path, workers: int) -> None:
+    change_split(shards, "train", shard_lengths=[5, 2, 4])
+    loader = make_loader(opened(shards).train, TRANSFORM, batch=4, train=True, workers=workers)
+    sentence = f"cannot use the shard {shards / 'train-1.tar'}: it holds more than the 2 samples that shard_lengths"
+    with pytest.raises(BadImage, match=sentence):
+        list(loader)
+
+
+def test_lengths_that_are_too_large_are_told(shards: Path) -> None:
+    change_split(shards, "train", shard_lengths=[5, 7, 4])
+    sentence = rf"more than 3 of 7 samples of {shards / 'train-1.tar'}: it holds no more; correct shard_lengths"
+    with pytest.raises(BadImage, match=sentence):
+        list(make_loader(opened(shards).train, TRANSFORM, batch=4, train=True))
+
+
+@pytest.mark.parametrize(
+    ("lengths", "sentence"),
+    [
+        ([0, 0, 0], '"shard_lengths" of split train of .* says 0 for shards that are not empty: .*train-0.tar, .*'),
+        ([5, -3, "4"], 'should be whole numbers, at least 0, not -3, "4"'),
+        ([5, True, 4.0], "should be whole numbers, at least 0, not true, 4.0"),
+    ],
+)
+def test_lengths_that_cannot_be_are_refused(shards: Path, lengths: list[Any], sentence: str) -> None:
+    change_split(shards, "train", shard_lengths=lengths)
+    assert re.search(sentence, refused(shards))
+
+
+def test_a_split_without_samples_is_refused(shards: Path) -> None:
+    with tarfile.open(shards / "empty.tar", "w"):
+        pass
+    change_split(shards, "validation", filenames=["empty.tar"], shard_lengths=[0])
+    assert refused(shards).endswith('has no sample: its "shard_lengths" are all 0')
 
 
 def test_more_workers_than_training_shards_are_refused(shards: Path) -> None:

@@ -60,9 +60,9 @@ def test_skipped_images_are_counted_and_empty_batches_passed_over():
     assert found.metrics()["skipped"] == 1
     assert found.metrics()["images"] == 5
     with pytest.raises(UserError, match=r"none of the 1 images could be read; the first: a\.jpg is empty"):
-        outcome(Echo(), [empty])
+        outcome(Echo(), [empty]).metrics()
     with pytest.raises(UserError, match="no image to evaluate"):
-        outcome(Echo(), [])
+        outcome(Echo(), []).metrics()
 
 
 def test_confusion_counts_true_classes_by_row():
@@ -76,4 +76,7 @@ def test_parts_merge_into_the_whole():
     logits, target = torch.randn(5, CLASSES), torch.randint(CLASSES, (5,))
     whole = outcome(Echo(), batches(logits, target))
     parts = [outcome(Echo(), [batch]) for batch in batches(logits, target)]
-    assert merged(parts).metrics() == whole.metrics()
+    nothing = outcome(Echo(), [])
+    assert merged([nothing, *parts, nothing]).metrics() == whole.metrics()
+    with pytest.raises(UserError, match="no image to evaluate"):
+        merged([nothing, nothing]).metrics()

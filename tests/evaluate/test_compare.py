@@ -1,4 +1,5 @@
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -104,6 +105,44 @@ def test_the_table_says_the_spread_where_there_is_one(runs: Path) -> None:
     assert row[6:] == ("0.307 M", "10.5 M", "447 s")
     assert spread_text(Spread(mean=2, low=1, high=4), str) == "2 (1 to 4)"
     assert spread_text(Spread(mean=2, low=2, high=2), str) == "2"
+
+
+def test_a_run_without_an_epoch_is_left_out_and_told(runs: Path, tmp_path: Path) -> None:
+    begun, said = pretend_run(tmp_path / "begun", seed=5, done=0), []
+    assert [run.folder for run in read_runs([begun, runs / "r0"], said.append)] == [runs / "r0"]
+    assert said == [f"{begun} is left out: it has not done an epoch yet"]
+    with pytest.raises(UserError, match=f"the run {begun} has not done an epoch yet"):
+        read_runs([begun])
+
+
+def test_a_copy_of_a_run_is_not_another_seed(runs: Path, tmp_path: Path) -> None:
+    copy, said = tmp_path / "copy", []
+    shutil.copytree(runs / "r0", copy)
+    repeated = pretend_run(tmp_path / "repeated", seed=0, best=0.9)
+    rows = [json.loads(line) for line in (repeated / "metrics.jsonl").read_text().splitlines()]
+    slower = "".join(json.dumps(row | {"seconds": 2 * row["seconds"]}) + "\n" for row in rows)
+    (repeated / "metrics.jsonl").write_text(slower)
+    # The same seed with other scores, as on a GPU, is a run of its own.
+    other = pretend_run(tmp_path / "other", seed=0, best=0.91)
+    (group,) = grouped(read_runs([runs / "r0", copy, runs / "r1", repeated, other], said.append))
+    assert [run.folder for run in group.runs] == [runs / "r0", runs / "r1", other]
+    assert said == [
+        f"{again} is left out: seed and scores are those of {runs / 'r0'}, so it is a copy or repetition"
+        for again in (copy, repeated)
+    ]
+
+
+def test_images_and_weights_spelled_otherwise_are_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    first = pretend_run(tmp_path / "work" / "first", data="../photos/")
+    second = pretend_run(tmp_path / "work" / "second", data=str(tmp_path / "photos"), seed=1)
+    for folder, start in ((first, "second"), (second, str(second))):
+        recipe = json.loads((folder / "recipe.json").read_text())
+        (folder / "recipe.json").write_text(json.dumps(recipe | {"begun_in": str(Path.cwd()), "init_from": start}))
+    monkeypatch.chdir(tmp_path)
+    (group,) = grouped(read_runs([first, second]))
+    assert not any("different images" in sentence for sentence in notes([group]))
 
 
 def test_what_is_no_run_is_one_sentence(runs: Path, tmp_path: Path) -> None:

@@ -89,6 +89,32 @@ def test_a_run_on_other_classes_lends_all_but_its_classifier(run_folder: Path) -
     assert new.head.fc.weight.eq(0).all()
 
 
+@pytest.mark.parametrize(
+    ("ours", "note"),
+    [
+        (((0.25,) * 3, (0.5,) * 3), None),
+        (((0.25,), (0.5,)), None),
+        (None, None),
+        (
+            ((0.485, 0.456, 0.406), (0.5,) * 3),
+            "mean 0.25 and deviation 0.5, those of this run are with mean 0.485 0.456 0.406 and deviation 0.5 0.5 0.5; "
+            "--mean 0.25 0.25 0.25 --std 0.5 0.5 0.5 normalises as the weights expect",
+        ),
+    ],
+)
+def test_weights_of_images_normalised_otherwise_say_so(
+    run_folder: Path, ours: tuple[tuple[float, ...], tuple[float, ...]] | None, note: str | None
+) -> None:
+    arguments = {**ARGUMENTS, "in_chans": 3 if ours is None else len(ours[0])}
+    report = initialise(create_model("halonet_tiny", **arguments), str(run_folder), normalised=ours)
+    if note is None:
+        assert report.notes == ()
+    else:
+        assert report.notes == (f"the images behind {run_folder} were normalised with {note}",)
+        assert report.lines()[1] == f"  note: {report.notes[0]}"
+        assert report.as_dict()["notes"] == report.notes
+
+
 @pytest.mark.parametrize("prefix", ["", "module.", "model.", "_orig_mod.module."])
 def test_a_plain_file_starts_a_model_also_from_within_a_wrapper(tmp_path: Path, old: nn.Module, prefix: str) -> None:
     path = save(old, tmp_path / "plain.safetensors", prefix=prefix)
@@ -125,8 +151,9 @@ def test_a_resnet_of_timm_starts_a_network_with_attention(tmp_path: Path, monkey
     asked = hub_with(monkeypatch, save(theirs, tmp_path / "model.safetensors"))
     new = create_model("gsa_resnet50", num_classes=7, image_size=64)
     report = initialise(new, "timm:resnet50", class_names=[str(number) for number in range(7)])
-    assert asked == [("timm/resnet50.a1_in1k", "model.safetensors", None)]
+    assert set(asked) == {("timm/resnet50.a1_in1k", "model.safetensors", None)}
     assert report.architecture == "timm's resnet50"
+    assert initial_weights("timm:resnet50").normalised == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     dropped = [tensor.in_weights.name for tensor in report.tensors if tensor.fate == "dropped"]
     assert len(dropped) == 16 + 2
     assert {name.split(".")[-2] for name in dropped} == {"conv2", "fc"}

@@ -267,6 +267,18 @@ def test_a_detector_with_numbers_that_are_not_finite_is_refused(tmp_path: Path, 
     assert sentence == f"{tmp_path / 'run'} holds numbers that are not finite in 1 tensors (first: {part})"
 
 
+def test_weights_of_images_normalised_otherwise_say_so(tmp_path: Path) -> None:
+    classification_run(tmp_path / "classifier", "halonet_tiny")
+    detection_run(tmp_path / "other", image_mean=[0.5] * 3, image_std=[0.25] * 3)
+    detection_run(tmp_path / "same")
+    model = small_detector().model
+    for name, theirs in (("classifier", "--mean 0.5 0.5 0.5 --std 0.5 0.5 0.5"), ("other", "--std 0.25 0.25 0.25")):
+        (note,) = initialise_detector(model, str(tmp_path / name), class_names=CLASSES).notes
+        assert "those of this run are with mean 0.25 0.5 0.75 and deviation 0.5 0.25 0.125" in note
+        assert theirs in note
+    assert initialise_detector(model, str(tmp_path / "same"), class_names=CLASSES).notes == ()
+
+
 def test_a_classifier_is_no_start_for_a_backbone_of_timm(tmp_path: Path) -> None:
     classification_run(tmp_path / "run", "resnet_tiny")
     model = small_detector(backbone="timm:test_resnet", choices={}).model

@@ -1,9 +1,13 @@
 import json
+import re
+from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
+from parhelion.data.images import open_image
 from parhelion.data.transforms import Preprocessing
 from parhelion.errors import UserError
 from parhelion.evaluate.saved import Classifier, load_classifier, save_classifier
@@ -82,3 +86,31 @@ def test_missing_paths_and_damaged_recipes_are_named(folder):
     (folder / "weights.safetensors").unlink()
     with pytest.raises(UserError, match=r"holds no weights\.safetensors"):
         load_classifier(folder)
+
+
+def test_the_readmes_trained_run_is_used_as_it_says(tmp_path, monkeypatch, capsys):
+    arguments = {"num_classes": 3, "image_size": 32}
+    model = create_model("halonet_tiny", **arguments).eval()
+    preprocessing = Preprocessing(image_px=32, mean=(0.5,) * 3, std=(0.25,) * 3)
+    trained = Classifier(
+        model=model,
+        name="halonet_tiny",
+        arguments=arguments,
+        class_names=("ant", "bee", "cat"),
+        preprocessing=preprocessing,
+        epoch=1,
+        metrics={},
+    )
+    (tmp_path / "runs" / "first").mkdir(parents=True)
+    save_classifier(tmp_path / "runs" / "first" / "weights.safetensors", trained)
+    Image.effect_noise((57, 43), 90).save(tmp_path / "photo.jpg")
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    (block,) = [part for part in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "load_classifier" in part]
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(block, names)
+    first, by_hand = capsys.readouterr().out.splitlines()
+    assert first.startswith(f"('{by_hand}', ")
+    assert names["class_names"] == trained.class_names
+    assert torch.equal(names["transform"](open_image(names["photo"], 3)), names["image"])
+    assert torch.equal(names["again"].eval()(names["image"][None]), names["model"](names["image"][None]))

@@ -1,6 +1,10 @@
 """Small folders of images to train on in a second: noisy rectangles, one colour per class."""
 
+import io
+import json
+import tarfile
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +30,26 @@ def colour_folders(root: Path, *, colours: dict[str, tuple[int, int, int]] = COL
                 pixels = np.clip(np.array(colour) + noise, 0, 255).astype("uint8")
                 Image.fromarray(pixels).save(folder / f"{number}.{'png' if number % 2 else 'jpg'}")
     return root
+
+
+def colour_shards(images: Path, folder: Path, **lengths: tuple[int, ...]) -> Path:
+    """`folder` with shards for `wds/`, made of the PNGs of `images`; `lengths`: of the shards of each split."""
+    folder.mkdir()
+    splits = {}
+    for split, counts in lengths.items():
+        files = iter(sorted((images / split).rglob("*.png")))
+        names = [f"{split}-{number}.tar" for number in range(len(counts))]
+        for name, count in zip(names, counts, strict=True):
+            with tarfile.open(folder / name, "w") as tar:
+                for number, file in enumerate(islice(files, count)):
+                    label = str(list(COLOURS).index(file.parent.name)).encode()
+                    for ending, data in (("png", file.read_bytes()), ("cls", label)):
+                        member = tarfile.TarInfo(f"{number}.{ending}")
+                        member.size = len(data)
+                        tar.addfile(member, io.BytesIO(data))
+        splits[split] = {"filenames": names, "shard_lengths": counts}
+    (folder / "_info.json").write_text(json.dumps({"class_names": list(COLOURS), "splits": splits}))
+    return folder
 
 
 def quick_recipe(**changes: object) -> ClassificationRecipe:

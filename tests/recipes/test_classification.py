@@ -3,15 +3,17 @@ import math
 
 import pytest
 import torch
-from recipes.colour_folders import TRAIN, VAL, colour_folders, quick_recipe, truncate
+from recipes.colour_folders import TRAIN, VAL, colour_folders, colour_shards, quick_recipe, truncate
 from safetensors.torch import load_file
 from torch import nn
 
+from parhelion.data.sources import Source
 from parhelion.errors import UserError
 from parhelion.evaluate import classify
 from parhelion.evaluate.saved import load_classifier
-from parhelion.recipes import classification
+from parhelion.recipes import album, classification
 from parhelion.recipes.classification import train
+from parhelion.recipes.ingredients import check_some_images
 
 TIMES = {"seconds", "data_wait_seconds", "images_per_second"}
 FILES = {
@@ -117,6 +119,23 @@ def test_a_start_that_fails_leaves_no_folder(tmp_path, data):
     with pytest.raises(UserError):
         train(quick_recipe(), data=str(data / "nowhere"), out=tmp_path / "run", quiet=True)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_stream_with_more_validation_images_than_it_says_is_told_once(tmp_path, data, capsys, monkeypatch):
+    for picture in ("draw_scores", "draw_sheet"):
+        monkeypatch.setattr(album, picture, lambda *_: None)
+    shards = colour_shards(data, tmp_path / "shards", train=(12,), val=(3,))
+    info = json.loads((shards / "_info.json").read_text())
+    info["splits"]["val"]["shard_lengths"] = [1]
+    (shards / "_info.json").write_text(json.dumps(info))
+    train(quick_recipe(), data="wds/colours", data_dir=shards, out=tmp_path / "run")
+    assert capsys.readouterr().out.count("wds/colours has 3 validation images, not 1 as it says") == 1
+
+
+def test_a_source_without_images_is_refused_before_training():
+    for train_images, val_images, kind in (([], [0], "training"), ([0], [], "validation")):
+        with pytest.raises(UserError, match=f"mine has no {kind} image"):
+            check_some_images(Source("mine", train_images, val_images, ("a",)))
 
 
 def test_a_bad_image_is_refused_or_counted_as_the_recipe_says(tmp_path, capsys):

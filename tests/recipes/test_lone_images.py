@@ -53,11 +53,9 @@ def test_one_image_at_a_time_is_refused_before_training(data, tmp_path, model, p
 
 
 def test_a_single_training_image_is_refused_before_training(tmp_path):
-    images = colour_folders(tmp_path / "data", colours={"red": (200, 40, 40)})
-    for image in list((images / "train" / "red").iterdir())[1:]:
-        image.unlink()
-    with pytest.raises(UserError, match=r"^there is one training image, and of one image of 8 pixels batch norm"):
-        classification.train(smallest(), data=str(images), out=tmp_path / "run", quiet=True)
+    images = tiny_scenes(tmp_path / "data", train=1, val=1)
+    with pytest.raises(UserError, match=r"^there is one training image, and of one image of 16 pixels batch norm"):
+        detection.train(quick_detector(image_px=SMALLEST_DETECTED), data=images, out=tmp_path / "run", quiet=True)
 
 
 def test_one_image_at_a_time_trains_where_every_map_is_larger_or_every_norm_is_frozen(data, tmp_path, capsys):

@@ -12,7 +12,7 @@ import time
 
 import pytest
 import torch
-from recipes.colour_folders import colour_folders, truncate
+from recipes.colour_folders import colour_folders, colour_shards, truncate
 from safetensors.torch import load_file
 
 from parhelion.cli import main
@@ -166,6 +166,67 @@ def test_a_launcher_that_is_asked_to_stop_lets_the_run_save_and_one_process_goes
     assert_same_losses(losses(out), losses(alone))
 
 
+def with_images(data, folder, left, broken=()):
+    """The images of `data`, of those of validation the ones `left`, of which those `broken` cannot be read."""
+    shutil.copytree(data, folder)
+    for file in (folder / "val").rglob("*.*g"):
+        if file.relative_to(folder / "val").with_suffix("").as_posix() not in left:
+            file.unlink()
+    for name in broken:
+        truncate(next((folder / "val").glob(f"{name}.*")))
+    return folder
+
+
+def test_two_processes_evaluate_what_there_is_and_end_alike_for_what_one_of_them_meets(data, tmp_path):
+    program = tmp_path / "all.py"
+    program.write_text(
+        "import json, os, sys; from parhelion.cli import main\n"
+        "codes = [main(words) for words in json.loads(sys.argv[1])]\n"
+        "print('codes', os.environ['RANK'], codes, flush=True)"
+    )
+    streams = colour_shards(data, tmp_path / "shards", train=(6, 3, 5), val=(2,))
+    single = with_images(data, tmp_path / "single", ["red/1"])
+    bad = with_images(data, tmp_path / "bad", ["blue/1", "red/1"], broken=["red/1"])
+    none = with_images(data, tmp_path / "none", ["blue/1"], broken=["blue/1"])
+    again = ("--epochs", "1", "--warmup-epochs", "0.5", "--on-bad-image")
+    words = [
+        arguments("wds/colours", tmp_path / "streams", *again, "refuse", "--data-dir", str(streams)),
+        arguments(single, tmp_path / "one", *again, "refuse"),
+        # The second process alone meets the image that cannot be read.
+        arguments(bad, tmp_path / "refused", *again, "refuse"),
+        arguments(bad, tmp_path / "skipped", *again, "skip"),
+        # No process has an image.
+        arguments(none, tmp_path / "nothing", *again, "skip"),
+        # Only the first process looks at the folder.
+        arguments(single, tmp_path / "one", *again, "refuse"),
+    ]
+    launch = ["--standalone", "--nproc-per-node=2", str(program), json.dumps([["train", *one] for one in words])]
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", *launch],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert sorted(line for line in done.stdout.splitlines() if line.startswith("codes")) == [
+        f"codes {rank} [0, 0, 2, 0, 2, 2]" for rank in range(2)
+    ]
+    assert "Traceback" not in done.stderr
+    for sentence in (
+        f"parhelion: cannot read the image {bad / 'val' / 'red' / '1.png'}",
+        "parhelion: none of the 1 images could be read; the first: cannot read the image",
+        f"parhelion: --out {tmp_path / 'one'} already holds a run",
+    ):
+        assert done.stderr.count(sentence) == 2
+    for out, skipped in (("streams", 0), ("one", 0), ("skipped", 1)):
+        (row,) = lines(tmp_path / out / "metrics.jsonl")
+        assert row["skipped_images"] == skipped
+    # What was trained is kept.
+    assert list((tmp_path / "nothing" / "checkpoints").glob("0*"))
+
+
 def test_an_image_that_one_of_two_cannot_read_ends_both_at_once(data, tmp_path):
     images = tmp_path / "images"
     shutil.copytree(data, images)
@@ -174,4 +235,6 @@ def test_an_image_that_one_of_two_cannot_read_ends_both_at_once(data, tmp_path):
         command(2, images, tmp_path / "run"), capture_output=True, text=True, timeout=100, check=False
     )
     assert done.returncode
-    assert "parhelion: cannot read the image" in done.stderr
+    # Both say why, and none that the other is gone.
+    assert done.stderr.count("parhelion: cannot read the image") == 2
+    assert "onnection" not in done.stderr

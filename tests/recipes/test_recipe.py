@@ -144,6 +144,29 @@ def test_what_the_rate_should_do_after_the_end_is_told(steps, told):
     assert quick_recipe().never_reached(1) == []
 
 
+@pytest.mark.parametrize(
+    ("decay", "updates", "fitting"),
+    [
+        (0.0, 1, None),
+        (0.9, 2, None),
+        (0.99, 32, None),  # 10 of 100
+        (0.99, 31, "0.9, over 10"),
+        (0.9999, 30, "0.9, over 10"),
+        (0.9999, 5_000, "0.997, over 333"),
+        (0.9999, 31_623, None),  # 1,000 of 10,000
+    ],
+)
+@pytest.mark.parametrize("quick", [quick_recipe, quick_detector])
+def test_an_average_far_longer_than_the_run_is_told(quick, decay, updates, fitting):
+    found = quick(ema_decay=decay).never_reached(updates)
+    if fitting is None:
+        assert found == []
+    else:
+        (sentence,) = found
+        assert sentence.startswith(f"ema_decay is {decay}, an average over {1 / (1 - decay):.0f} updates, but")
+        assert sentence.endswith(f"ends after {updates} updates; ema_decay {fitting}, acts in full there")
+
+
 def test_rare_classes_are_favoured_in_one_way_only():
     quick_recipe(class_weights="balanced").check()
     quick_recipe(sampling="balanced").check()

@@ -14,11 +14,16 @@ import torch
 from recipes.colour_folders import colour_folders, quick_recipe, truncate
 from recipes.interrupted_runs import assert_same_run, saved, stop_at
 
+from parhelion.cli import main
 from parhelion.errors import UserError
 from parhelion.evaluate import classify
 from parhelion.recipes import album
 from parhelion.recipes.classification import train
+from parhelion.recipes.keeping import Begun, check_moved
 from parhelion.train import checkpoints
+from parhelion.train.checkpoints import Checkpoint
+from parhelion.train.lock import LOCK, RunLock
+from parhelion.train.record import saved_recipe
 from parhelion.train.stopping import Stopped
 
 # All that draws random numbers or remembers, at once.
@@ -174,8 +179,39 @@ def test_a_finished_run_and_another_recipe_are_not_gone_on_with(data, whole):
         UserError, match=r"another recipe: epochs was 3 and is 4, mixup was 0.2 and is 0.0; resume with"
     ):
         train(replace(quick_recipe(**CHANGES), epochs=4, mixup=0.0), **again)
-    with pytest.raises(UserError, match=r"another recipe: data was .* and is 'bundled'; resume with"):
+    with pytest.raises(UserError, match="knows 3 classes, but bundled has 10"):
         train(quick_recipe(**CHANGES), **(again | {"data": "bundled"}))
+
+
+def contents(folder):
+    return {path: path.is_file() and path.read_bytes() for path in folder.rglob("*")}
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_a_run_that_another_process_trains_is_left_alone(data, whole, tmp_path):
+    out, recipe = tmp_path / "run", quick_recipe(**CHANGES)
+    shutil.copytree(whole, out)
+    (out / album.SHEET).unlink()
+    # What the other process is writing.
+    (out / "checkpoints" / ".000000013").mkdir()
+    with RunLock(out) as other:
+        other.take()
+        before = contents(out)
+        with pytest.raises(UserError, match=rf"the run in {out} is in use by process {os.getpid()} on .* since 20"):
+            train(recipe, data=str(data), out=out, resume=True, quiet=True)
+        assert contents(out) == before
+    # A run that two processes begin at once.
+    new = tmp_path / "new"
+    with RunLock(new) as other:
+        other.take()
+        before = contents(new)
+        for resume in (False, True):
+            with pytest.raises(UserError, match=f"the run in {new} is in use"):
+                train(recipe, data=str(data), out=new, resume=resume, quiet=True)
+        assert contents(new) == before
+    train(recipe, data=str(data), out=out, resume=True, quiet=True)
+    assert_same_run(out, whole)
+    assert not (out / LOCK).exists()
 
 
 def test_other_images_are_not_gone_on_with(data, whole, tmp_path):
@@ -193,6 +229,64 @@ def test_other_images_are_not_gone_on_with(data, whole, tmp_path):
         (images / split / "red").rename(images / split / "scarlet")
     with pytest.raises(UserError, match=r"class 2 of the checkpoint is 'red', but .* 'scarlet'"):
         train(quick_recipe(**CHANGES), **again)
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_images_are_known_by_what_they_are_not_by_how_they_are_spelled(data, whole, tmp_path, monkeypatch, capsys):
+    out, work, recipe = tmp_path / "run", tmp_path / "work", quick_recipe(**CHANGES)
+    shutil.copytree(whole, out)
+    shutil.copytree(data, work / "photos")
+    begun = json.loads((out / "recipe.json").read_text()) | {"data": "photos", "begun_in": str(work)}
+    (out / "recipe.json").write_text(json.dumps(begun))
+
+    def resume(*words):
+        """The exit code, what is said, and where the images then are."""
+        (out / album.SHEET).unlink(missing_ok=True)
+        code = main(["train", "--resume", str(out), *words])
+        return code, capsys.readouterr().err, [saved_recipe(out)[name] for name in ("data", "begun_in")]
+
+    for folder, spelled in ((work, "photos/"), (tmp_path, "work/photos")):
+        monkeypatch.chdir(folder)
+        (out / album.SHEET).unlink()
+        train(recipe, data=spelled, out=out, resume=True, quiet=True)
+    assert resume() == (0, "", ["photos", str(work)])
+
+    (work / "photos").rename(tmp_path / "moved")
+    code, said, _ = resume()
+    assert (code, said.count("\n")) == (2, 1)
+    assert f"no longer at {work / 'photos'}; where they were moved, parhelion train --resume {out} --data PLACE" in said
+    assert resume("--data", "moved") == (0, "", ["moved", str(tmp_path)])
+    monkeypatch.chdir(work)
+    assert resume() == (0, "", ["moved", str(tmp_path)])
+    assert_same_run(out, whole)
+
+    (tmp_path / "moved" / "train" / "red" / "1.png").rename(tmp_path / "moved" / "train" / "red" / "01.png")
+    code, said, _ = resume()
+    assert code == 2
+    assert "begun with other training images" in said
+    assert "they are as many, but names or sizes of files differ" in said
+
+
+def test_without_a_digest_classes_and_numbers_decide(tmp_path):
+    before = {"train_images": 5, "class_names": ["a"], "digest": None}
+    checkpoint = Checkpoint(tmp_path, {"images": before})
+    begun = Begun(
+        folder=tmp_path,
+        resolved={"data": "hfds/other"},
+        checkpoints=None,
+        resumed=True,
+        checkpoint=checkpoint,
+        moved=True,
+    )
+    (tmp_path / "recipe.json").write_text('{"data": "torch/one"}')
+    with pytest.raises(UserError, match="another recipe: data was 'torch/one' and is 'hfds/other'"):
+        check_moved(begun, before, pytest.fail)
+    # A run of a version that kept none.
+    del before["digest"]
+    told = []
+    check_moved(begun, {**before, "digest": "0f"}, told.append)
+    assert "was begun with torch/one and goes on with hfds/other: classes and number of images are the same" in told[0]
+    check_moved(replace(begun, moved=False), before, pytest.fail)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 import math
+import os
 import signal
+import time
 
 import pytest
 import torch
@@ -8,6 +10,7 @@ from accelerate.state import AcceleratorState
 from torch import nn
 
 from parhelion.errors import UserError
+from parhelion.train import stopping
 from parhelion.train.loop import UPDATES_PER_READ, Plan, State, Step, Training, train
 from parhelion.train.optimization import Optimization, build_optimizer, cosine_schedule
 from parhelion.train.progress import Progress
@@ -157,7 +160,7 @@ def test_empty_batches_are_passed_over_and_their_images_counted():
 
 def test_an_epoch_without_images_is_one_sentence():
     empty = {"image": torch.empty(0, 0), "target": torch.empty(0), "bad": ["a.jpg is empty"]}
-    with pytest.raises(UserError, match="epoch 1 had no batch"):
+    with pytest.raises(UserError, match=r"no image to train on: all 1 were left out; the first: a\.jpg is empty"):
         run([empty])
 
 
@@ -247,6 +250,31 @@ def test_a_request_to_stop_is_obeyed_after_the_update_with_a_checkpoint():
     assert stopped.value.code == 128 + signal.SIGTERM
     assert notes.order == [("checkpoint", 3)]
     assert (notes.states[0].update, notes.states[0].images) == (3, 3 * B)
+
+
+class Stuck:
+    """A loader that is asked to stop after three batches, and gives no other."""
+
+    def __len__(self):
+        return STEPS
+
+    def __getitem__(self, _):
+        yield from batches(3)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+
+
+@pytest.mark.parametrize(("parts", "saved"), [(1, [("checkpoint", 3)]), (2, [])])
+def test_a_request_is_obeyed_where_no_batch_comes_and_whole_updates_are_saved(monkeypatch, parts, saved):
+    monkeypatch.setattr(stopping, "PATIENCE_SECONDS", 0.05)
+    notes = Notes()
+    with StopRequest() as stop, pytest.raises(Stopped, match="stopped while waiting for images") as stopped:
+        run(Stuck(), notes=notes, stop=stop, accumulate=parts, updates_per_epoch=STEPS // parts)
+    assert stopped.value.code == 143
+    # With two parts it is stuck within an update, of which half is done.
+    assert notes.order == saved
+    assert [(state.update, state.images) for state in notes.states] == [(3, 3 * B)] * len(saved)
+    assert [row["update"] for row in notes.losses] == [1, 2, 3][: 3 * len(saved)]
 
 
 def test_a_request_in_the_last_update_lets_the_run_end():

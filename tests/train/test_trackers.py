@@ -1,5 +1,6 @@
 import json
 import struct
+import time
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -101,6 +102,19 @@ def test_a_run_that_goes_on_leaves_each_point_once_in_tensorboard(tmp_path: Path
     # Interrupted before anything that is kept.
     track(tmp_path, "tensorboard", range(1, 3))
     assert [step for step, _ in tensorboard_points(tmp_path)["loss"]] == [1, 2]
+
+
+@needs_tensorboard
+def test_tensorboard_keeps_all_epochs_where_the_clock_was_set_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = time.time()
+    track(tmp_path, "tensorboard", range(1, 6))
+    monkeypatch.setattr(time, "time", lambda: now - 86400)
+    track(tmp_path, "tensorboard", range(5, 8), kept=range(1, 5))
+    assert tensorboard_points(tmp_path)["top1"] == [(step, step / 16) for step in range(1, 8)]
+    (events,) = (tmp_path / "tensorboard").iterdir()
+    assert b'"model": "gsa_tiny"' in events.read_bytes()
 
 
 @needs_wandb

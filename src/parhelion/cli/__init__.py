@@ -3,16 +3,21 @@
 Exit code 0; 2 with one sentence on standard error for a user's mistake; 130 after Ctrl-C, 143 after SIGTERM.
 """
 
+import codecs
+import io
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from importlib import import_module
 
 from parhelion.errors import UserError, nearest
 from parhelion.train.stopping import Stopped
 from parhelion.version import __version__
+
+# How names of files are printed that the encoding of the output does not have.
+ANY_NAME = "parhelion.any_name"
 
 USER_MISTAKE, INTERRUPTED, PIPE_CLOSED = 2, 130, 141
 
@@ -45,6 +50,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def exit_code(act: Callable[[], int | None]) -> int:
     """Do `act`, which may return a code, as a command does: no warnings, and one sentence for what stops it."""
+    with _any_name_printed():
+        return _exit_code(act)
+
+
+def _exit_code(act: Callable[[], int | None]) -> int:
     try:
         with warnings.catch_warnings():
             if not sys.warnoptions:
@@ -69,6 +79,31 @@ def exit_code(act: Callable[[], int | None]) -> int:
         # tyro leaves this way after it printed a help text.
         return int(done.code or 0)
     return code or 0
+
+
+@contextmanager
+def _any_name_printed() -> Iterator[None]:
+    """Print names of files as the bytes that they are, and escape what the output's encoding does not have."""
+    streams = [stream for stream in (sys.stdout, sys.stderr) if isinstance(stream, io.TextIOWrapper)]
+    before = [stream.errors for stream in streams]
+    for stream in streams:
+        stream.reconfigure(errors=ANY_NAME)
+    try:
+        yield
+    finally:
+        for stream, errors in zip(streams, before, strict=True):
+            with suppress(ValueError, OSError):
+                stream.reconfigure(errors=errors)
+
+
+def _as_bytes_or_escaped(error: UnicodeError) -> tuple[str | bytes, int]:
+    try:
+        return codecs.lookup_error("surrogateescape")(error)
+    except UnicodeEncodeError:
+        return codecs.lookup_error("backslashreplace")(error)
+
+
+codecs.register_error(ANY_NAME, _as_bytes_or_escaped)
 
 
 def _run(arguments: list[str]) -> None:

@@ -25,6 +25,7 @@ def parsed(
     default: an instance whose fields are the defaults; `kind`'s own if None.
     Raises UserError for what cannot be parsed, and SystemExit(0) after printing the text for --help.
     """
+    arguments = [_expanded(word) for word in arguments]
     options = {option for field in _flat(kind) for option in _spellings(field)} | {"--help"}
     for word in arguments:
         name = word.partition("=")[0].replace("_", "-")
@@ -46,6 +47,16 @@ def parsed(
         if not stop.code:
             raise
         raise UserError(sentence(box.getvalue(), prog)) from None
+
+
+def _expanded(word: str) -> str:
+    """`word` with the home folder for the `~` that its value begins with, as in --data=~/photos or coco:~/photos.
+
+    Shells do that at the beginning of a word only.
+    """
+    name, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+    kind, colon, path = value.partition(":") if value.startswith("coco:") else ("", "", value)
+    return name + equals + kind + colon + (os.path.expanduser(path) if path.startswith("~") else path)
 
 
 def refuse_options(chosen: object, whose: str, **unset: Any) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from parhelion.cli.arguments import check_folder, make_folder, parsed
-from parhelion.errors import UserError
+from parhelion.errors import UserError, printable
 
 if TYPE_CHECKING:
     from parhelion.evaluate.networks import Network
@@ -78,7 +78,7 @@ def run(arguments: list[str]) -> None:
         say("")
         torch.set_num_threads(threads)
     if chosen.json:
-        print(json.dumps(report, indent=2, ensure_ascii=False))
+        print(printable(json.dumps(report, indent=2, ensure_ascii=False)))
     else:
         _show(report)
     if chosen.out is not None:
@@ -98,9 +98,12 @@ def _check(chosen: Arguments) -> None:
 
 def _candidates(chosen: Arguments) -> "list[Network]":
     from parhelion.evaluate.networks import Network, check_name, own_image_px
+    from parhelion.recipes.table import recipe_for_model
 
     models = list(dict.fromkeys((chosen.model, *chosen.against)))
     for model in models:
+        if mistaken := recipe_for_model(model):
+            raise UserError(mistaken)
         check_name(model)
     image_px = chosen.image_px or own_image_px(chosen.model)
     precision: Literal["float32", "bfloat16", "autocast"] = chosen.dtype

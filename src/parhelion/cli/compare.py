@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from parhelion.cli.arguments import parsed
-from parhelion.errors import UserError
+from parhelion.errors import UserError, printable
 
 if TYPE_CHECKING:
     from parhelion.evaluate.compare import Group
@@ -43,13 +43,16 @@ def run(arguments: list[str]) -> None:
     from parhelion.evaluate.compare import grouped, notes, read_runs
     from parhelion.evaluate.compare_chart import compare_chart
 
-    groups = grouped(read_runs(chosen.runs))
+    left_out: list[str] = []
+    groups = grouped(read_runs(chosen.runs, left_out.append))
     compare_chart(groups, chosen.out)
     if chosen.json:
-        print(json.dumps([group.as_dict() for group in groups], indent=2, ensure_ascii=False))
+        print(printable(json.dumps([group.as_dict() for group in groups], indent=2, ensure_ascii=False)))
+        for sentence in left_out:
+            print(f"parhelion: {sentence}", file=sys.stderr)
         return
     _show(groups)
-    for sentence in notes(groups):
+    for sentence in (*left_out, *notes(groups)):
         print(sentence)
     print(f"the picture is {chosen.out}")
 

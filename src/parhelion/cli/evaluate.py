@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from parhelion.cli.arguments import check_folder, check_writable, make_folder, parsed, refuse_options
-from parhelion.errors import UserError
+from parhelion.errors import UserError, printable
 from parhelion.train.record import RECIPE
 
 CLASSIFIER_BATCH, DETECTOR_BATCH = 128, 8
@@ -89,13 +89,19 @@ def run(arguments: list[str]) -> None:
 
 
 def _classifier(chosen: Arguments) -> None:
+    from parhelion.data.held_out import of_run
     from parhelion.data.sources import open_source
-    from parhelion.evaluate.class_scores import class_scores
+    from parhelion.evaluate.class_scores import CLASSES_WITH_MATRIX, class_scores
     from parhelion.evaluate.pictures import confusion_matrix
     from parhelion.evaluate.saved import load_classifier, on_fastest_device
     from parhelion.evaluate.validate import validate
 
     classifier = on_fastest_device(load_classifier(chosen.checkpoint))
+    names = classifier.class_names
+    if chosen.out is not None and len(names) > CLASSES_WITH_MATRIX:
+        raise UserError(
+            f"--out draws the confusion matrix of up to {CLASSES_WITH_MATRIX} classes; this has {len(names)}"
+        )
     source = open_source(
         chosen.data,
         data_dir=chosen.data_dir,
@@ -103,6 +109,10 @@ def _classifier(chosen: Arguments) -> None:
         in_chans=classifier.preprocessing.in_chans,
         splits=(chosen.split,),
     )
+    # Of a folder that the run split itself, what it was not trained on.
+    source = of_run(source, chosen.checkpoint if chosen.checkpoint.is_dir() else chosen.checkpoint.parent)
+    if not chosen.json:
+        print(source.line())
     if chosen.image_px:
         classifier = replace(classifier, preprocessing=replace(classifier.preprocessing, image_px=chosen.image_px))
     outcome = validate(
@@ -115,13 +125,13 @@ def _classifier(chosen: Arguments) -> None:
         quiet=chosen.json,
     )
     scores, title = outcome.metrics(), _title(classifier.name, source.name, chosen.split)
-    by_class = class_scores(outcome.confusion(len(classifier.class_names)), classifier.class_names)
+    by_class = class_scores(outcome, names)
     if chosen.out is not None:
         make_folder("--out", chosen.out)
-        confusion_matrix(by_class.confusion, classifier.class_names, chosen.out / CONFUSION, title)
+        confusion_matrix(outcome.confusion(len(names)), names, chosen.out / CONFUSION, title)
     if chosen.json:
-        facts = {"model": classifier.name, "data": chosen.data, "split": chosen.split}
-        print(_as_json({**facts, **scores, **by_class.as_dict()}))
+        facts = {"model": classifier.name, "data": chosen.data, "split": chosen.split, "remarks": source.remarks}
+        print(printable(_as_json({**facts, **scores, **by_class.as_dict()})))
     else:
         _show_skipped(title, scores["images"], outcome.skipped)
         print(f"loss   {scores['loss']:.4f}")
@@ -179,7 +189,7 @@ def _detector(chosen: Arguments) -> None:
         facts |= {"file": str(images.file)}
         facts |= {"images": len(results.image_ids), "objects": counts.of_class, "skipped": len(results.skipped)}
         facts |= {"dropped": {kind: list(ids) for kind, ids in images.dropped.items()}, "notes": notes}
-        print(json.dumps({**facts, **(scores.as_dict() if scores else {})}, indent=2, ensure_ascii=False))
+        print(printable(json.dumps({**facts, **(scores.as_dict() if scores else {})}, indent=2, ensure_ascii=False)))
         return
     _show_skipped(_title(detector.name, source.name, chosen.split), len(results.image_ids), results.skipped)
     print(scores.text() if scores else f"nothing is scored: {images.file} has no annotated objects")

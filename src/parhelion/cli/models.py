@@ -32,11 +32,12 @@ def run(arguments: list[str]) -> None:
     chosen = parsed(Arguments, arguments, prog="parhelion models")
     # Brings torch, which a help text need not wait for.
     from parhelion.models.catalog import list_models, model_info
+    from parhelion.recipes.table import recipe_for_model
 
     names = list_models(chosen.pattern)
     if not names:
         offer = nearest(chosen.pattern, list_models()) or "; parhelion models lists them all"
-        raise UserError(f"no model is called {chosen.pattern!r}{offer}")
+        raise UserError(recipe_for_model(chosen.pattern) or f"no model is called {chosen.pattern!r}{offer}")
     rows = [model_info(name) for name in names]
     if chosen.json:
         print(json.dumps([asdict(row) for row in rows], indent=2))

@@ -1,21 +1,26 @@
 """`parhelion predict DIR_OR_CHECKPOINT IMAGE...`."""
 
-import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, TypeVar
 
 import tyro
 
-from parhelion.cli.arguments import check_writable, parsed, refuse_options
+from parhelion.cli.answers import Entry, Table, json_array, json_line, tab_separated
+from parhelion.cli.arguments import check_writable, make_folder, parsed, refuse_options
 from parhelion.errors import UserError
 
 if TYPE_CHECKING:
+    from parhelion.data.images import BadImage
     from parhelion.detection.found import Found
     from parhelion.evaluate.predict import Prediction
+    from parhelion.evaluate.saved import Classifier
     from parhelion.evaluate.saved_detector import Detector
+
+Answer = TypeVar("Answer")
 
 TOP_CLASSES, TOP_OBJECTS = 5, 100
 CLASSIFIER_BATCH = 64
@@ -24,12 +29,16 @@ MIN_SCORE = 0.5
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
-    """Say what is in image files, or where: a table on a terminal, tab-separated lines elsewhere."""
+    """Say what is in image files, or where: a table on a terminal, tab-separated lines elsewhere.
+
+    Each answer is printed when it is known. An unreadable image is named on standard error, and the others are answered
+    all the same.
+    """
 
     checkpoint: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR_OR_CHECKPOINT")]
     """Run folder or .safetensors file that parhelion train wrote."""
     images: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE...")] = ()
-    """Image files."""
+    """Image files, and folders: all images below them."""
     top: int | None = None
     """Classes to name for each image, 5 if not given; of a detector, the most objects, 100 if not given."""
     batch: int | None = None
@@ -37,13 +46,16 @@ class Arguments:
     min_score: float | None = None
     """Smallest score of an object that a detector names, 0.5 if not given."""
     out: Path | None = None
-    """A detector draws what it found into pictures in this folder."""
+    """A detector draws what it found into pictures in this folder, which is passed over where it lies in one of
+    IMAGE."""
     results: Path | None = None
     """A detector's findings go to this file, as COCO's results; images are numbered from 1."""
     on_bad_image: Literal["refuse", "skip"] = "refuse"
-    """What to do with an unreadable image: refuse: stop and name it; skip: say so and go on."""
+    """What an unreadable image means, once all others are answered: refuse: exit code 2; skip: exit code 0."""
     json: bool = False
-    """Print the predictions as JSON."""
+    """Print the predictions as JSON: one array, whose entries are written as they come."""
+    jsonl: bool = False
+    """Print the predictions as JSON lines: one object in a line for each image."""
 
 
 def run(arguments: list[str]) -> None:
@@ -51,40 +63,77 @@ def run(arguments: list[str]) -> None:
     chosen = parsed(Arguments, arguments, prog="parhelion predict")
     if not chosen.images:
         raise UserError("parhelion predict needs one IMAGE or more after the checkpoint")
+    if chosen.json and chosen.jsonl:
+        raise UserError("--json prints one array and --jsonl a line for each image; choose one of them")
     check_writable("--results", chosen.results)
     # Bring torch, which a help text need not wait for.
-    from parhelion.evaluate.predict import check_images
+    from parhelion.data.image_files import image_files
     from parhelion.evaluate.saved_detector import holds_detector
 
-    check_images(chosen.images)
-    if holds_detector(chosen.checkpoint):
+    found = image_files(chosen.images, without=chosen.out)
+    detects = holds_detector(chosen.checkpoint)
+    if detects:
         refuse_options(chosen, "a classifier", batch=None)
-        _objects(chosen)
     else:
         refuse_options(chosen, "a detector", min_score=None, out=None, results=None)
-        _classes(chosen)
+    sentence = found.left_out()
+    if sentence:
+        _tell(f"parhelion: {sentence}")
+    (_objects if detects else _classes)(chosen, found.files)
 
 
-def _classes(chosen: Arguments) -> None:
-    from parhelion.evaluate.predict import Prediction, predictions
+class _Readable(Generic[Answer]):
+    """The answers, without those about images that could not be read, which are named at once and counted."""
+
+    def __init__(self, answers: "Iterable[Answer | BadImage]", chosen: Arguments) -> None:
+        self._answers, self._refuse = answers, chosen.on_bad_image == "refuse"
+        self._total = self._bad = 0
+
+    def __iter__(self) -> Iterator[Answer]:
+        from parhelion.data.images import BadImage
+
+        for answer in self._answers:
+            self._total += 1
+            if isinstance(answer, BadImage):
+                self._bad += 1
+                _tell(f"{'parhelion' if self._refuse else 'skipped'}: {answer}")
+            else:
+                yield answer
+
+    def check(self) -> None:
+        """Raise UserError where an image could not be read and that is not to be passed over."""
+        if self._bad and self._refuse:
+            raise UserError(
+                f"{self._bad} of {self._total} images could not be read; with --on-bad-image skip they are left out"
+            )
+
+
+@contextmanager
+def _shown(
+    chosen: Arguments, as_json: Callable[[Answer], Entry], as_text: Callable[[], Callable[[Answer], None]]
+) -> Iterator[Callable[[Answer], None]]:
+    """Prints each answer as `chosen` says; `as_text` gets ready to print them for people, or line by line."""
+    if chosen.json:
+        with json_array() as add:
+            yield lambda answer: add(as_json(answer))
+    elif chosen.jsonl:
+        yield lambda answer: json_line(as_json(answer))
+    else:
+        yield as_text()
+
+
+def _classes(chosen: Arguments, images: Sequence[Path]) -> None:
+    from parhelion.evaluate.predict import predictions
     from parhelion.evaluate.saved import load_classifier, on_fastest_device
 
     classifier = on_fastest_device(load_classifier(chosen.checkpoint))
     top = TOP_CLASSES if chosen.top is None else chosen.top
     batch = CLASSIFIER_BATCH if chosen.batch is None else chosen.batch
-    said: list[Prediction] = []
-    for answer in predictions(classifier, chosen.images, top=top, batch=batch, on_bad_image=chosen.on_bad_image):
-        if isinstance(answer, Prediction):
-            said.append(answer)
-        else:
-            print(f"skipped: {answer}", file=sys.stderr)
-    if chosen.json:
-        print(json.dumps([_as_json(prediction) for prediction in said], indent=2, ensure_ascii=False))
-    elif sys.stdout.isatty():
-        _print_table(said)
-    else:
-        for prediction in said:
-            print(*_cells(prediction), sep="\t")
+    readable = _Readable(predictions(classifier, images, top=top, batch=batch, on_bad_image="skip"), chosen)
+    with _shown(chosen, _as_json, lambda: _rows(classifier, images)) as show:
+        for prediction in readable:
+            show(prediction)
+    readable.check()
 
 
 def _as_json(prediction: "Prediction") -> dict[str, Any]:
@@ -95,29 +144,29 @@ def _as_json(prediction: "Prediction") -> dict[str, Any]:
     }
 
 
-def _cells(prediction: "Prediction") -> list[str]:
-    ranked = zip(prediction.classes, prediction.probabilities, strict=True)
-    return [prediction.image, *(cell for name, share in ranked for cell in (name, f"{share:.4f}"))]
+def _rows(classifier: "Classifier", images: Sequence[Path]) -> "Callable[[Prediction], None]":
+    """Prints a prediction as a row of a table on a terminal, as a tab-separated line elsewhere."""
+    if not sys.stdout.isatty():
+        return lambda prediction: tab_separated(prediction.image, *_cells(prediction))
+    widths = (max(len(str(image)) for image in images), max(map(len, classifier.class_names)), 0)
+    table = Table(("image", "class", "probability", "others"), widths)
+
+    def show(prediction: "Prediction") -> None:
+        (name, share), *rest = zip(prediction.classes, prediction.probabilities, strict=True)
+        others = ", ".join(f"{name} {100 * share:.1f}%" for name, share in rest)
+        table.row([(prediction.image, ""), (name, "bold"), (f"{100 * share:.1f}%", ""), (others, "dim")])
+
+    return show
 
 
-def _print_table(said: Iterable["Prediction"]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table("image", "class", "probability", "others", header_style="bold", box=None, pad_edge=False)
-    for prediction in said:
-        ranked = list(zip(prediction.classes, prediction.probabilities, strict=True))
-        others = ", ".join(f"{name} {100 * share:.1f}%" for name, share in ranked[1:])
-        (name, share), *_ = ranked
-        row = (prediction.image, Text(name, style="bold"), f"{100 * share:.1f}%", Text(others, style="dim"))
-        table.add_row(Text(row[0]), *row[1:])
-    Console().print(table)
+def _cells(prediction: "Prediction") -> Iterator[str]:
+    for name, share in zip(prediction.classes, prediction.probabilities, strict=True):
+        yield from (name, f"{share:.4f}")
 
 
-def _objects(chosen: Arguments) -> None:
+def _objects(chosen: Arguments, images: Sequence[Path]) -> None:
     from parhelion.evaluate.detection_pictures import draw_found
-    from parhelion.evaluate.predict_objects import Objects, objects
+    from parhelion.evaluate.predict_objects import objects
     from parhelion.evaluate.saved import on_fastest_device
     from parhelion.evaluate.saved_detector import load_detector
     from parhelion.train.atomic import replacement, write_json
@@ -125,38 +174,37 @@ def _objects(chosen: Arguments) -> None:
     detector = on_fastest_device(load_detector(chosen.checkpoint))
     top = TOP_OBJECTS if chosen.top is None else chosen.top
     min_score = MIN_SCORE if chosen.min_score is None else chosen.min_score
-    pictures = _pictures(chosen.out, chosen.images) if chosen.out is not None else {}
-    said, results = [], []
-    for answer in objects(detector, chosen.images, min_score=min_score, top=top, on_bad_image=chosen.on_bad_image):
-        if not isinstance(answer, Objects):
-            print(f"skipped: {answer}", file=sys.stderr)
-            continue
-        said.append(_objects_as_json(str(answer.path), answer.found, detector))
-        results += answer.found.results(detector.category_ids) if chosen.results is not None else []
-        if answer.path in pictures:
-            drawn = draw_found(answer.image, answer.found, detector.class_names, min_score=min_score, top=top)
-            with replacement(pictures[answer.path]) as temporary:
-                drawn.save(temporary)
+    pictures = _pictures(chosen.out, images) if chosen.out is not None else {}
+    results: list[dict[str, Any]] = []
+    readable = _Readable(objects(detector, images, min_score=min_score, top=top, on_bad_image="skip"), chosen)
+    with _shown(chosen, lambda entry: entry, lambda: _print_objects) as show:
+        for answer in readable:
+            results += answer.found.results(detector.category_ids) if chosen.results is not None else []
+            if answer.path in pictures:
+                drawn = draw_found(answer.image, answer.found, detector.class_names, min_score=min_score, top=top)
+                with replacement(pictures[answer.path]) as temporary:
+                    drawn.save(temporary)
+            show(_objects_as_json(answer.path, answer.found, detector))
     if chosen.results is not None:
         write_json(chosen.results, results)
-    if chosen.json:
-        print(json.dumps(said, indent=2, ensure_ascii=False))
-        return
-    for image in said:
-        for thing in image["objects"]:
-            print(image["image"], thing["class"], f"{thing['score']:.4f}", *thing["box"], sep="\t")
-        if not image["objects"]:
-            print(image["image"], "nothing found", sep="\t")
+    readable.check()
 
 
-def _objects_as_json(image: str, found: "Found", detector: "Detector") -> dict[str, Any]:
+def _objects_as_json(image: Path, found: "Found", detector: "Detector") -> dict[str, Any]:
     h, w = found.size
     columns = (found.names(detector.class_names), found.scores.tolist(), found.boxes.tolist())
     things = [
         {"class": name, "score": round(score, 6), "box": [round(edge, 1) for edge in box]}
         for name, score, box in zip(*columns, strict=True)
     ]
-    return {"image": image, "height": h, "width": w, "objects": things}
+    return {"image": str(image), "height": h, "width": w, "objects": things}
+
+
+def _print_objects(entry: Entry) -> None:
+    for thing in entry["objects"]:
+        tab_separated(entry["image"], thing["class"], f"{thing['score']:.4f}", *thing["box"])
+    if not entry["objects"]:
+        tab_separated(entry["image"], "nothing found")
 
 
 def _pictures(folder: Path, images: Sequence[Path]) -> dict[Path, Path]:
@@ -173,8 +221,9 @@ def _pictures(folder: Path, images: Sequence[Path]) -> dict[Path, Path]:
     for picture in pictures.values():
         if picture.resolve() in originals:
             raise UserError(f"--out {folder} would write a picture over the image {picture}; name another folder")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out {folder} cannot be made: {error.strerror}") from error
+    make_folder("--out", folder)
     return pictures
+
+
+def _tell(sentence: str) -> None:
+    print(sentence, file=sys.stderr, flush=True)

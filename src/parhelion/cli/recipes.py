@@ -12,7 +12,7 @@ import tyro
 from parhelion.cli.arguments import parsed
 from parhelion.errors import UserError, nearest
 from parhelion.recipes.entry import TAGS, Entry
-from parhelion.recipes.table import RECIPES
+from parhelion.recipes.table import RECIPES, model_for_recipe
 
 HEADINGS = ("recipe", "images", "multiply-adds", "expected", "source")
 # A backward pass takes about two products for each of the forward pass.
@@ -42,7 +42,7 @@ def run(arguments: list[str]) -> None:
     entries = [entry for name, entry in RECIPES.items() if fnmatchcase(name, chosen.pattern)]
     if not entries:
         offer = nearest(chosen.pattern, RECIPES) or "; parhelion recipes lists them all"
-        raise UserError(f"no recipe is called {chosen.pattern!r}{offer}")
+        raise UserError(model_for_recipe(chosen.pattern) or f"no recipe is called {chosen.pattern!r}{offer}")
     if chosen.json:
         print(json.dumps([_as_dict(entry) for entry in entries], indent=2))
     elif chosen.pattern in RECIPES:

@@ -1,5 +1,6 @@
 """`parhelion train RECIPE --data SOURCE --out DIR` and `parhelion train --resume DIR`."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from importlib import import_module
 from pathlib import Path
@@ -12,16 +13,17 @@ from parhelion.errors import UserError
 from parhelion.recipes.classification_recipe import ClassificationRecipe
 from parhelion.recipes.detection_recipe import DetectionRecipe
 from parhelion.recipes.recipe import Recipe
-from parhelion.recipes.table import RECIPES, recipe
-from parhelion.train.record import saved_recipe
+from parhelion.recipes.table import RECIPES, recipe, recipe_for_model
+from parhelion.train.record import PLACES, holds_run, saved_recipe
 
 FIRST = "halonet_tiny"
 
 HELP = """usage: parhelion train RECIPE --data SOURCE --out DIR [--FIELD VALUE ...] [--resume]
-       parhelion train --resume DIR
+       parhelion train --resume DIR [--data SOURCE] [--data-dir DIR]
 
 Train a recipe on your images; every field of the recipe can be changed. With --resume a run that was stopped, or
-killed, goes on from its last good checkpoint; where DIR holds none yet, the first form begins one.
+killed, goes on from its last good checkpoint; where DIR holds none yet, the first form begins one. Where its images
+were moved, --data and --data-dir say where they are now.
 
 recipes:
 {recipes}
@@ -35,8 +37,9 @@ class Asked:
     """What a run needs besides its recipe."""
 
     data: str
-    """Images. To classify: a folder with train/ and val/ of class folders, `bundled`, `fashion-mnist`, or a dataset as
-    timm names it (torch/..., hfds/..., wds/..., tfds/...). To detect: coco:DIR, with annotations in COCO's format."""
+    """Images. To classify: a folder with train/ and val/ of class folders, or of class folders alone with --val-share;
+    `bundled`, `fashion-mnist`, or a dataset as timm names it (torch/..., hfds/..., wds/..., tfds/...). To detect:
+    coco:DIR, with annotations in COCO's format."""
     out: Path
     """Folder for recipe, metrics, weights and pictures; must not hold a run yet."""
     data_dir: Path | None = None
@@ -57,6 +60,8 @@ class Asked:
 class ClassificationArguments(Asked):
     """A run that trains a classifier."""
 
+    val_share: float | None = None
+    """Share of each class to hold out and validate on, such as 0.2, of a folder that holds the class folders itself."""
     recipe: ClassificationRecipe
 
 
@@ -85,8 +90,10 @@ def run(arguments: list[str]) -> None:
     chosen = _to_resume(arguments) if arguments[0].partition("=")[0] == "--resume" else _chosen(arguments)
     # Brings torch, which the help above need not wait for.
     task = import_module(f"parhelion.recipes.{chosen.recipe.task}")
+    own = {"val_share": chosen.val_share} if isinstance(chosen, ClassificationArguments) else {}
     task.train(
         chosen.recipe,
+        **own,
         data=chosen.data,
         out=chosen.out,
         data_dir=chosen.data_dir,
@@ -102,16 +109,31 @@ def _chosen(arguments: list[str]) -> Arguments:
     name, *options = arguments
     if name.startswith("-"):
         raise UserError(f"name a recipe before {name}, such as {FIRST}; parhelion recipes lists them all")
+    if name not in RECIPES and Path(name).is_dir():
+        raise UserError(_folder_for_recipe(name))
     wanted = recipe(name)
     kind: Any = KINDS[wanted.task]
     default = kind(data=tyro.MISSING, out=tyro.MISSING, recipe=wanted)
-    return parsed(
+    chosen: Arguments = parsed(
         kind,
         options,
         prog=f"parhelion train {name}",
         default=default,
         description=RECIPES[name].text,
     )
+    if mistaken := recipe_for_model(chosen.recipe.model):
+        raise UserError(f"--model: {mistaken}")
+    return chosen
+
+
+def _folder_for_recipe(name: str) -> str:
+    """What to do with a folder in place of a recipe."""
+    if holds_run(Path(name)):
+        return (
+            f"{name} is a run, not a recipe; parhelion train --resume {name} goes on with it, and --init-from {name} "
+            "after a recipe starts another from its weights"
+        )
+    return f"{name} is a folder, not a recipe; give a recipe first, such as parhelion train {FIRST} --data {name}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +142,10 @@ class Resumed:
 
     resume: Path
     """Folder of the run."""
+    data: str | None = None
+    """Where its images are now, if they were moved; they must be the same."""
+    data_dir: Path | None = None
+    """Where fashion-mnist or a torch/, hfds/, wds/ or tfds/ dataset lies now, if it was moved."""
     workers: int | None = None
     """Processes that read images; those of the recipe if not given."""
     track: tuple[str, ...] = ()
@@ -130,18 +156,21 @@ def _to_resume(arguments: list[str]) -> Arguments:
     """What the recipe in the folder of `--resume DIR` asks for."""
     chosen = parsed(Resumed, arguments, prog="parhelion train --resume DIR")
     saved = saved_recipe(chosen.resume)
-    asked = {name: saved.pop(name, None) for name in ("data", "data_dir", "init_from")}
+    asked = _places(chosen, saved)
+    for name in PLACES:
+        saved.pop(name, None)
+    own = {name: saved.pop(name) for name in ("val_share",) if name in saved}
     # Runs of classification do not say so.
     kind: Any = KINDS.get(saved.pop("task", ClassificationRecipe.task))
     recipe_kind = get_type_hints(kind)["recipe"] if kind else Recipe
     known = {field.name for field in fields(recipe_kind)}
-    if asked["data"] is None or saved.keys() - known:
-        odd = ", ".join(sorted(saved.keys() - known)) or "no data"
+    if odd := ", ".join(sorted(saved.keys() - known)):
         raise UserError(f"the recipe in {chosen.resume} has {odd}; resume with the parhelion that wrote it, or newer")
     if chosen.workers is not None:
         saved["workers"] = chosen.workers
     return kind(
-        data=asked["data"],
+        **own,
+        data=str(asked["data"]),
         data_dir=Path(asked["data_dir"]) if asked["data_dir"] else None,
         init_from=asked["init_from"],
         out=chosen.resume,
@@ -149,6 +178,23 @@ def _to_resume(arguments: list[str]) -> Arguments:
         track=chosen.track,
         recipe=recipe_kind.from_dict(saved),
     )
+
+
+def _places(chosen: Resumed, saved: Mapping[str, Any]) -> dict[str, str | None]:
+    """Where the images of the run are, and the weights it started from: data, data_dir, init_from."""
+    # Bring torch, which a help text need not wait for.
+    from parhelion.recipes.places import check_images_are_there, spelled_here
+
+    if not isinstance(saved.get("data"), str):
+        raise UserError(f"the recipe in {chosen.resume} has no data; resume with the parhelion that wrote it, or newer")
+    places = spelled_here(saved)
+    if chosen.data is None and chosen.data_dir is None:
+        check_images_are_there(chosen.resume, places)
+    if chosen.data is not None:
+        places["data"] = chosen.data
+    if chosen.data_dir is not None:
+        places["data_dir"] = str(chosen.data_dir)
+    return places
 
 
 def _recipe_lines() -> list[str]:

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 from PIL import Image
 
-from parhelion.data.images import DECODING_ERRORS, ORIENTATION, BadImage, open_image
+from parhelion.data.images import DECODING_ERRORS, BadImage, open_image, opened
+from parhelion.data.metadata import ORIENTATION
 from parhelion.data.samples import few
 from parhelion.errors import UserError
 
@@ -53,7 +54,7 @@ class Misfit(NamedTuple):
 
 def header(path: str) -> Header:
     """Size and orientation of an image file, whose pixels are not decoded; raises one of DECODING_ERRORS."""
-    with Image.open(path) as image:
+    with open(path, "rb") as file, opened(file) as image:
         found = Header((image.height, image.width), _orientation(image))
         # Of TIFF Pillow tells the upright size.
         return Header(found.upright, found.orientation) if image.format == "TIFF" else found

@@ -1,15 +1,40 @@
 """hfds/NAME: data sets of the Hugging Face hub, or a local folder in its layout, read through timm."""
 
+import io
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from torch.utils.data import Dataset
 
 from parhelion.data.images import BadImage, open_image
 from parhelion.data.samples import Sample, Source, Split, few, numbered, opening_error, split_name, split_names
 from parhelion.errors import UserError
+
+# What Dataset.save_to_disk leaves in its folder, and DatasetDict.save_to_disk in those of its splits.
+SAVED = "state.json"
+
+
+class SavedRows:
+    """The rows of a data set without splits, with what timm's reader offers for one with splits."""
+
+    def __init__(self, dataset: Any, image_column: str, label_column: str) -> None:
+        import datasets
+
+        self.label_key, self._image_key = label_column, image_column
+        names = getattr(dataset.features[label_column], "names", ())
+        self.class_to_idx = {name: number for number, name in enumerate(names)}
+        self.dataset = dataset.cast_column(image_column, datasets.Image(decode=False))
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[IO[bytes], int]:
+        row = self.dataset[index]
+        image = row[self._image_key]
+        stream = io.BytesIO(image["bytes"]) if image["bytes"] else open(image["path"], "rb")  # noqa: SIM115
+        return stream, row[self.label_key]
 
 
 class HuggingFaceImages(Dataset[Sample]):
@@ -56,12 +81,15 @@ def open_hugging_face(
 ) -> Source:
     """The data set `spec` as a source, cached in `data_dir`; raises UserError.
 
-    The library fetches by itself what its cache lacks, whatever `download` says; timm offers no other way.
+    The library fetches by itself what its cache lacks, whatever `download` says; timm offers no other way. What
+    `Dataset.save_to_disk` wrote has no splits, so it is for evaluation only.
     """
     if getattr(find_spec("datasets"), "origin", None) is None:
         raise UserError(f"'{spec}' needs the package datasets, which is not installed: pip install datasets")
     import datasets
 
+    if (Path(spec.partition("/")[2]) / SAVED).is_file():
+        return _open_saved(spec, in_chans, splits)
     try:
         found = datasets.load_dataset(spec.partition("/")[2], cache_dir=data_dir and str(data_dir))
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
@@ -71,6 +99,24 @@ def open_hugging_face(
     return Source(
         spec, images.get("train"), images.get("val"), max(class_names, key=len, default=()), images.get("test")
     )
+
+
+def _open_saved(spec: str, in_chans: int, splits: Sequence[Split]) -> Source:
+    import datasets
+
+    folder = spec.partition("/")[2]
+    if "train" in splits:
+        raise UserError(
+            f"'{spec}' is one data set without splits, as Dataset.save_to_disk writes it, which can be evaluated only; "
+            f"to train, split it first, in Python: datasets.load_from_disk('{folder}').train_test_split(0.2)"
+            f".save_to_disk('{folder.rstrip('/')}-split'), then give {spec.rstrip('/')}-split"
+        )
+    try:
+        dataset = datasets.load_from_disk(folder)
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        raise opening_error(spec, None, error) from error
+    images = HuggingFaceImages(spec, "all", SavedRows(dataset, *_columns(spec, dataset.features)), in_chans)
+    return Source(spec, None, images, images.class_names())
 
 
 def _images(spec: str, split: Split, found: Any, data_dir: Path | None, in_chans: int) -> HuggingFaceImages:

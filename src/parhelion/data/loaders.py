@@ -1,13 +1,15 @@
 """Batches: shuffled and augmented the same way for the same seed, without the images that cannot be read."""
 
 import copy
+import os
 import random
 import signal
 from collections.abc import Callable, Iterator, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import Array
+from multiprocessing import Array, Event
+from threading import Thread
 from typing import Any, Literal, TypeAlias, TypedDict, cast
 
 import numpy as np
@@ -130,7 +132,7 @@ def build_loader(
         num_workers=workers,
         persistent_workers=workers > 0,
         collate_fn=together,
-        worker_init_fn=_outlive_signals,
+        worker_init_fn=_WorkerLife() if workers else None,
         pin_memory=torch.cuda.is_available(),
         # Without one, every pass would draw a number from the global generator.
         generator=torch.Generator().manual_seed(seed),
@@ -146,6 +148,12 @@ def go_to(loader: DataLoader, epoch: int, batches: int = 0) -> None:
     for part in (loader.batch_sampler, loader.dataset):
         if isinstance(part, _Updates | _ReadyStream):
             part.go_to(epoch, batches)
+
+
+def end_workers(loader: DataLoader) -> None:
+    """End the loader's workers at once, also those that are stuck in what they read; it gives no more batches."""
+    if isinstance(loader.worker_init_fn, _WorkerLife):
+        loader.worker_init_fn.over.set()
 
 
 def refuses(on_bad_image: OnBadImage) -> bool:
@@ -306,11 +314,24 @@ def _global_generators_kept() -> Iterator[None]:
         torch.set_rng_state(states[2])
 
 
-def _outlive_signals(_worker: int) -> None:
-    """Leave Ctrl-C and SIGTERM to the main process, which saves with the help of its workers and then ends them.
+class _WorkerLife:
+    """How a worker process begins and ends; called in it.
 
-    A cluster sends SIGTERM to all processes at once. A worker that is still there long after it ends by itself.
+    It leaves Ctrl-C and SIGTERM to the main process, which saves with the help of its workers and then ends them: a
+    cluster sends SIGTERM to all processes at once. One that is still there long after it ends by itself.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "alarm"):
-        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE_SECONDS))
+
+    def __init__(self) -> None:
+        self.over = Event()
+
+    def __call__(self, _worker: int) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        if hasattr(signal, "alarm"):
+            signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE_SECONDS))
+            # By code 0, since torch raises an error in the main process, which may be saving, for any other.
+            signal.signal(signal.SIGALRM, lambda *_: os._exit(0))
+        Thread(target=self._leave, daemon=True).start()
+
+    def _leave(self) -> None:
+        self.over.wait()
+        os._exit(0)

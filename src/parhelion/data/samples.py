@@ -1,10 +1,10 @@
 """What every source hands out: samples, in datasets with an order or in streams."""
 
 from abc import abstractmethod
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, cast
 
 from PIL import Image
 from torch.utils.data import Dataset, IterableDataset
@@ -30,12 +30,22 @@ class Source:
     val: Dataset[Sample] | None
     class_names: tuple[str, ...]
     test: Dataset[Sample] | None = None
+    # What a user should know of what was found and left out, a clause each.
+    remarks: tuple[str, ...] = ()
 
     def images(self, split: Split) -> Dataset[Sample]:
         """The images of a split that was asked for."""
         found = {"train": self.train, "val": self.val, "test": self.test}[split]
         assert found is not None, f"open the source with its {split} split"
         return found
+
+    def line(self) -> str:
+        """What was found, in a line: classes, images of each open split, and the remarks."""
+        splits = {"train": self.train, "val": self.val, "test": self.test}
+        # torch's Dataset promises no length; those of a source have one.
+        counts = [f"{len(cast('Sized', images)):,} in {name}" for name, images in splits.items() if images is not None]
+        found = f"{self.name}: {len(self.class_names)} classes, images: {', '.join(counts)}"
+        return "; ".join([found, *self.remarks])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,6 +24,7 @@ from parhelion.errors import UserError
 
 INFO_NAMES = ("_info.json", "info.json")
 SHUFFLED_AT_ONCE = 2048
+TRUNCATED = "it is truncated"
 
 Record: TypeAlias = tuple[str, dict[str, bytes]] | BadImage
 """A sample as stored: its name and its files by ending; or why no more can be read of a shard."""
@@ -35,6 +36,22 @@ class Shard:
 
     file: Path
     samples: int
+
+
+class _Member(tarfile.TarInfo):
+    """A header of a tar file. An archive ends with a block of zeros: to tarfile a damaged header ends it, too."""
+
+    @classmethod
+    def fromtarfile(cls, archive: tarfile.TarFile) -> "_Member":
+        try:
+            return super().fromtarfile(archive)
+        except tarfile.HeaderError as error:
+            # Type checkers do not know these.
+            kind = type(error).__name__
+            if kind == "EOFHeaderError":
+                raise
+            truncated = kind in ("EmptyHeaderError", "TruncatedHeaderError")
+            raise tarfile.ReadError(TRUNCATED if truncated else f"it is damaged ({error})") from error
 
 
 class Shards(Stream):
@@ -87,7 +104,7 @@ class Shards(Stream):
         order = Random(repr((self.seed, self.epoch))).sample(self.shards, len(self.shards))
         shards = order[self.share.process :: self.share.processes][self._turn() :: self.workers]
         own = Random(repr((self.seed, self.epoch, self.reader_number())))
-        passes = (_shuffled(_records(shards), own) for _ in count())
+        passes = (_shuffled(_some_records(shards), own) for _ in count())
         samples = -(-(self._batches() - self._turn()) // self.workers) * self.batch
         # What was passed is neither decoded nor transformed, only read.
         return map(self._sample, islice(chain.from_iterable(passes), self.passed(), samples))
@@ -118,9 +135,7 @@ class Shards(Stream):
             return BadImage(f"cannot read the image {name}: the sample holds {', '.join(files)} only"), -1, name
         target = self._target(files)
         if target is None:
-            label = f"'{self.label_field}' in its .json file" if self.label_field else ".cls file"
-            bad = BadImage(f"cannot use the image {name}: its {label} is no number from 0 to {self.class_count - 1}")
-            return bad, -1, name
+            return BadImage(f"cannot use the image {name}: {self._why_no_label(files)}"), -1, name
         try:
             return open_image(io.BytesIO(data), self.in_chans, name=name), target, name
         except BadImage as bad:
@@ -133,21 +148,58 @@ class Shards(Stream):
             return None
         return target if 0 <= target < self.class_count else None
 
+    def _why_no_label(self, files: dict[str, bytes]) -> str:
+        if self.label_field:
+            return f"its .json file has no '{self.label_field}' that is a number from 0 to {self.class_count - 1}"
+        if "cls" in files:
+            return f"its .cls file is no number from 0 to {self.class_count - 1}"
+        if "json" in files:
+            return (
+                "it has no .cls file; if the class number is in its .json file, name the field in _info.json: "
+                '"alt_label" of the split'
+            )
+        return f"it has no .cls file, only {', '.join(files)}"
+
+
+def _some_records(shards: Sequence[Shard]) -> Iterator[Record]:
+    """The records of all shards, for training; BadImages, first of all, where a pass would leave out or lack some."""
+    empty = True
+    for shard in shards:
+        for read, record in enumerate(_records([shard])):
+            if read == shard.samples and not isinstance(record, BadImage):
+                yield BadImage(
+                    f"cannot use the shard {shard.file}: it holds more than the {shard.samples} samples that "
+                    "shard_lengths in _info.json says, and a pass would leave some out; correct the number"
+                )
+            yield record
+            empty = False
+    if empty:
+        # Passes are repeated until there are enough samples, which would be for ever.
+        yield BadImage(f"cannot read any sample of {few([shard.file for shard in shards])}")
+
 
 def _records(shards: Iterable[Shard]) -> Iterator[Record]:
     """The records of all shards; a shard that ends too early adds a BadImage that says so."""
     for shard in shards:
-        read, reason = 0, "it ends early"
+        read, reason = 0, None
         try:
-            with tarfile.open(shard.file, "r|*") as tar:
+            with tarfile.open(shard.file, "r|*", tarinfo=_Member) as tar:
                 files = (member for member in tar if member.isfile())
                 for key, members in groupby(files, key=lambda member: _key_and_ending(member.name)[0]):
                     yield f"{shard.file.name}/{key}", {_key_and_ending(m.name)[1]: _bytes(tar, m) for m in members}
                     read += 1
         except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
-            reason = str(error)
-        if read < shard.samples:
+            reason = _why_unreadable(error)
+        if reason is not None or read < shard.samples:
+            reason = reason or "it holds no more; correct shard_lengths in _info.json"
             yield BadImage(f"cannot read more than {read} of {shard.samples} samples of {shard.file}: {reason}")
+
+
+def _why_unreadable(error: Exception) -> str:
+    # What tarfile says of one that ends within a member, and within its first header.
+    if isinstance(error, EOFError) or str(error) in ("unexpected end of data", "truncated header", "empty file"):
+        return TRUNCATED
+    return getattr(error, "strerror", None) or str(error)
 
 
 def _bytes(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
@@ -163,9 +215,12 @@ def _key_and_ending(path: str) -> tuple[str, str]:
 
 
 def _shuffled(records: Iterable[Record], random: Random) -> Iterator[Record]:
+    """The records in another order; what cannot be read is told at once."""
     held: list[Record] = []
     for record in records:
-        if len(held) < SHUFFLED_AT_ONCE:
+        if isinstance(record, BadImage):
+            yield record
+        elif len(held) < SHUFFLED_AT_ONCE:
             held.append(record)
         else:
             chosen = random.randrange(len(held))
@@ -222,19 +277,44 @@ def _shards(spec: str, split: Split, info: dict[str, Any], folder: Path, in_chan
         raise UserError(
             f"'{spec}' in {folder} has the splits {', '.join(present)}, but it should have {split_names(split)}"
         )
-    names, lengths = present[name].get("filenames"), present[name].get("shard_lengths")
-    if not names or not lengths or len(names) != len(lengths):
-        raise UserError(
-            f'split {name} of \'{spec}\' in {folder} should list its "filenames" and as many "shard_lengths" '
-            "(samples in each) in _info.json"
-        )
-    missing = [file for file in names if not (folder / file).is_file()]
-    if missing:
-        raise UserError(f"shards of '{spec}', split {name}, are missing in {folder}: {few(missing)}")
     return Shards(
-        [Shard(folder / file, length) for file, length in zip(names, lengths, strict=True)],
+        _listed(f"split {name} of '{spec}'", present[name], folder),
         train=split == "train",
         in_chans=in_chans,
         class_count=class_count,
         label_field=present[name].get("alt_label", ""),
     )
+
+
+def _listed(whose: str, entry: dict[str, Any], folder: Path) -> list[Shard]:
+    """The shards of a split that hold samples; its `entry` of the info file lists them. Raises UserError."""
+    names, lengths = entry.get("filenames"), entry.get("shard_lengths")
+    if not names or not lengths or len(names) != len(lengths):
+        raise UserError(
+            f'{whose} in {folder} should list its "filenames" and as many "shard_lengths" (samples in each) in '
+            "_info.json"
+        )
+    wrong = [length for length in lengths if not isinstance(length, int) or isinstance(length, bool) or length < 0]
+    if wrong:
+        shown = few([json.dumps(length) for length in wrong])
+        raise UserError(f'"shard_lengths" of {whose} in {folder} should be whole numbers, at least 0, not {shown}')
+    missing = [file for file in names if not (folder / file).is_file()]
+    if missing:
+        raise UserError(f"shards of {whose} are missing in {folder}: {few(missing)}")
+    shards = [Shard(folder / file, length) for file, length in zip(names, lengths, strict=True)]
+    # One without samples would leave its reader with nothing to read.
+    left_out = [shard.file for shard in shards if not shard.samples and not _is_empty(shard.file)]
+    if left_out:
+        raise UserError(f'"shard_lengths" of {whose} says 0 for shards that are not empty: {few(left_out)}')
+    if not any(lengths):
+        raise UserError(f'{whose} in {folder} has no sample: its "shard_lengths" are all 0')
+    return [shard for shard in shards if shard.samples]
+
+
+def _is_empty(file: Path) -> bool:
+    try:
+        with tarfile.open(file, "r|*") as tar:
+            return tar.next() is None
+    except (tarfile.TarError, OSError, EOFError, zlib.error):
+        # Not even a header: an interrupted download, or a file of no bytes.
+        return file.stat().st_size == 0

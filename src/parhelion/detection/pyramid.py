@@ -11,7 +11,7 @@ from torch import nn
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
 
 from parhelion.errors import UserError, nearest
-from parhelion.models.catalog import create_model
+from parhelion.models.catalog import check_choices, create_model
 from parhelion.models.resnet import ResNet
 from parhelion.shapes import Float, Tensor
 
@@ -97,6 +97,7 @@ def named_backbone(
     """
     if name.startswith(TIMM):
         return _timm_backbone(name.removeprefix(TIMM), in_chans=in_chans, drop_path=drop_path, choices=choices)
+    check_choices(name, choices)
     arguments = {"in_chans": in_chans, "image_size": image_px, "drop_path": drop_path, **choices}
     whole = cast("ResNet", create_model(name, num_classes=0, **arguments))
     indices = _indices(name, [info["reduction"] for info in whole.feature_info])

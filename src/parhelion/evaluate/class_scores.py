@@ -1,14 +1,19 @@
-"""Scores of each class of a classifier, from its confusion matrix."""
+"""Scores of each class of a classifier, and its confusion matrix."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+import torch
+
+from parhelion.evaluate.classify import Outcome
 
 # Beyond so many classes a terminal shows the worst of them, and no matrix.
 CLASSES_SHOWN = 40
 CLASSES_IN_MATRIX = 12
+# Of more classes a matrix would fill gigabytes, and nobody could read it.
+CLASSES_WITH_MATRIX = 2000
 HEADINGS = ("class", "precision", "recall", "F1", "images", "most often taken for")
 
 
@@ -33,18 +38,18 @@ class ClassScore:
 
     def cells(self) -> tuple[str, ...]:
         """The scores as text, in the order of HEADINGS."""
-        shares = (percent(share) for share in (self.precision, self.recall, self.f1))
+        shares = (_percent(share) for share in (self.precision, self.recall, self.f1))
         mistaken = f"{self.mistaken[0]} ({self.mistaken[1]})" if self.mistaken else "-"
         return (self.name, *shares, str(self.images), mistaken)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassScores:
-    """Scores of all classes, in the order of the classes, with the counts that they follow from."""
+    """Scores of all classes, in the order of the classes."""
 
     scores: tuple[ClassScore, ...]
-    # Images of each true class (row) that were taken for each class (column).
-    confusion: Tensor
+    # Images of each true class (row) that were taken for each class (column); None of more than CLASSES_WITH_MATRIX.
+    confusion: list[list[int]] | None
 
     def means(self) -> dict[str, float]:
         """Means over the classes, each counting the same: precision, recall and F1 of the classes that have them.
@@ -63,7 +68,7 @@ class ClassScores:
         """The means, the scores by class, and the confusion matrix, ready for JSON."""
         # A list, since names may come twice, as ImageNet's do.
         classes = [score.as_dict() for score in self.scores]
-        return {**self.means(), "classes": classes, "confusion": self.confusion.tolist()}
+        return {**self.means(), "classes": classes, "confusion": self.confusion}
 
     def text(self) -> str:
         """A table of the classes and, for a few of them, the confusion matrix; of many classes, the worst."""
@@ -72,28 +77,30 @@ class ClassScores:
         if len(shown) > CLASSES_SHOWN:
             shown = tuple(sorted(shown, key=_badness))[:CLASSES_SHOWN]
             lines.append(f"the {CLASSES_SHOWN} of {len(self.scores)} classes with the lowest F1; --json has all")
-        mean = (percent(means[f"mean_{name}"]) for name in ("precision", "recall", "f1"))
-        mean_row = ("mean of the classes", *mean, str(int(self.confusion.sum())), "")
+        mean = (_percent(means[f"mean_{name}"]) for name in ("precision", "recall", "f1"))
+        mean_row = ("mean of the classes", *mean, str(sum(score.images for score in self.scores)), "")
         lines += _aligned([HEADINGS, *(score.cells() for score in shown), mean_row], words=(0, 5))
-        if len(self.scores) <= CLASSES_IN_MATRIX:
-            lines += ["", *self._matrix()]
+        if self.confusion is not None and len(self.scores) <= CLASSES_IN_MATRIX:
+            lines += ["", *self._matrix(self.confusion)]
         return "\n".join(lines)
 
-    def _matrix(self) -> list[str]:
+    def _matrix(self, confusion: list[list[int]]) -> list[str]:
         names = [score.name for score in self.scores]
         numbers = [str(number) for number in range(1, len(names) + 1)]
         rows = [
-            (f"{number} {name}", *map(str, row))
-            for number, name, row in zip(numbers, names, self.confusion.tolist(), strict=True)
+            (f"{number} {name}", *map(str, row)) for number, name, row in zip(numbers, names, confusion, strict=True)
         ]
         return _aligned([("true class \\ taken for", *numbers), *rows], words=(0,))
 
 
-def class_scores(confusion: Tensor, class_names: Sequence[str]) -> ClassScores:
-    """The scores that follow from `confusion`: images of each true class (row) taken for each class (column)."""
-    right, images, taken = confusion.diagonal().tolist(), confusion.sum(1).tolist(), confusion.sum(0).tolist()
-    wrong = confusion.clone().fill_diagonal_(0)
-    most, counts = wrong.argmax(1).tolist(), wrong.amax(1).tolist()
+def class_scores(outcome: Outcome, class_names: Sequence[str]) -> ClassScores:
+    """The scores of each class that follow from what a classifier said of each image."""
+    true, predicted, classes = outcome.target, outcome.top[:, 0], len(class_names)
+    right, images, taken = (
+        torch.bincount(numbers, minlength=classes).tolist() for numbers in (true[true == predicted], true, predicted)
+    )
+    wrong = true != predicted
+    mistaken = _most_mistaken(Counter(zip(true[wrong].tolist(), predicted[wrong].tolist(), strict=True)))
     scores = [
         ClassScore(
             name=name,
@@ -101,14 +108,24 @@ def class_scores(confusion: Tensor, class_names: Sequence[str]) -> ClassScores:
             recall=_share(right[number], images[number]),
             f1=_share(2 * right[number], images[number] + taken[number]),
             images=images[number],
-            mistaken=(class_names[most[number]], counts[number]) if counts[number] else None,
+            mistaken=(class_names[mistaken[number][0]], mistaken[number][1]) if number in mistaken else None,
         )
         for number, name in enumerate(class_names)
     ]
+    confusion = outcome.confusion(classes).tolist() if classes <= CLASSES_WITH_MATRIX else None
     return ClassScores(scores=tuple(scores), confusion=confusion)
 
 
-def percent(share: float | None) -> str:
+def _most_mistaken(mistakes: Counter[tuple[int, int]]) -> dict[int, tuple[int, int]]:
+    """By true class the other one that most of its images are taken for, and how many; the first of several."""
+    most: dict[int, tuple[int, int]] = {}
+    for (true, taken), count in sorted(mistakes.items()):
+        if count > most.get(true, (0, 0))[1]:
+            most[true] = taken, count
+    return most
+
+
+def _percent(share: float | None) -> str:
     """`share` in percent with two digits; a dash for None."""
     return "-" if share is None else f"{100 * share:.2f}%"
 

@@ -31,9 +31,12 @@ class Outcome:
     skipped: tuple[str, ...] = ()
 
     def metrics(self) -> dict[str, float]:
-        """loss (mean cross entropy), top1, top5 (shares of images, 0 to 1), images, skipped."""
+        """loss (mean cross entropy), top1, top5 (shares of images, 0 to 1), images, skipped.
+
+        Raises UserError where there is no image.
+        """
         if not len(self.target):
-            raise UserError("there is no readable image to evaluate")
+            raise UserError(nothing_to_evaluate(self.skipped))
         right = self.top == self.target[:, None]
         return {
             "loss": self.loss.double().mean().item(),
@@ -52,7 +55,8 @@ class Outcome:
 def outcome(model: nn.Module, loader: Iterable[dict[str, Any]], progress: Progress | None = None) -> Outcome:
     """Run `model` over `loader` in evaluation mode, on the device where its parameters are.
 
-    The model goes back to the mode it was in. Deterministic on a CPU.
+    The model goes back to the mode it was in. Deterministic on a CPU. A loader without a readable image, such as that
+    of a process that has no share, gives an outcome of none.
     """
     device = next(model.parameters()).device
     was_training = model.training
@@ -70,7 +74,7 @@ def outcome(model: nn.Module, loader: Iterable[dict[str, Any]], progress: Progre
     finally:
         model.train(was_training)
     if not parts:
-        raise UserError(_nothing_to_evaluate(skipped))
+        parts.append(_judged(torch.empty(0, 1), torch.empty(0, dtype=torch.int64)))
     top, probability, target, loss = (torch.cat(column).cpu() for column in zip(*parts, strict=True))
     return Outcome(top=top, probability=probability, target=target, loss=loss, skipped=tuple(skipped))
 
@@ -81,12 +85,14 @@ def run(model: nn.Module, loader: Iterable[dict[str, Any]], progress: Progress |
 
 
 def merged(parts: Sequence[Outcome]) -> Outcome:
-    """The outcomes of several processes as one."""
+    """The outcomes of several processes as one; some may have had no image."""
+    # What says nothing of any image may have another k.
+    telling = [part for part in parts if len(part.target)] or parts[:1]
     return Outcome(
-        top=torch.cat([part.top for part in parts]),
-        probability=torch.cat([part.probability for part in parts]),
-        target=torch.cat([part.target for part in parts]),
-        loss=torch.cat([part.loss for part in parts]),
+        top=torch.cat([part.top for part in telling]),
+        probability=torch.cat([part.probability for part in telling]),
+        target=torch.cat([part.target for part in telling]),
+        loss=torch.cat([part.loss for part in telling]),
         skipped=tuple(sentence for part in parts for sentence in part.skipped),
     )
 
@@ -96,7 +102,8 @@ def _judged(logits: Float[Tensor, "images classes"], target: Tensor) -> tuple[Te
     return top, probability, target, nn.functional.cross_entropy(logits, target, reduction="none")
 
 
-def _nothing_to_evaluate(skipped: Sequence[str]) -> str:
+def nothing_to_evaluate(skipped: Sequence[str]) -> str:
+    """Why there is no score: a sentence, where `skipped` are those for the images left out."""
     if not skipped:
         return "there is no image to evaluate"
     return f"none of the {len(skipped)} images could be read; the first: {skipped[0]}"

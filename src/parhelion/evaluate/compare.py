@@ -8,10 +8,21 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from parhelion.data.identity import place
 from parhelion.errors import UserError
 from parhelion.evaluate.costs import costs
 from parhelion.evaluate.yardsticks import YARDSTICKS, Column, Yardstick
-from parhelion.train.record import ENVIRONMENT, FREE, LOSSES, METRICS, WEIGHTS, holds_run, metrics_rows, saved_recipe
+from parhelion.train.record import (
+    BEGUN_IN,
+    ENVIRONMENT,
+    FREE,
+    LOSSES,
+    METRICS,
+    WEIGHTS,
+    holds_run,
+    metrics_rows,
+    saved_recipe,
+)
 
 # What two runs may differ in and still be the same but for chance.
 SAME_IN_OTHER_WORDS = ("seed", *FREE)
@@ -19,6 +30,8 @@ SAME_IN_OTHER_WORDS = ("seed", *FREE)
 DIFFERENCES_TOLD = 3
 # What every epoch of every run has, besides what its task is measured by.
 NEEDED = ("epoch", "seconds", "images_per_second")
+# What differs in an epoch that is repeated.
+TIMES = ("seconds", "images_per_second", "data_wait_seconds")
 MISSING = "-"
 
 
@@ -136,21 +149,41 @@ class Group:
         }
 
 
-def read_runs(folders: Sequence[Path]) -> list[Run]:
-    """The runs in `folders`, all of one task; UserError for others, and for one that is named twice or is damaged."""
+def read_runs(folders: Sequence[Path], note: Callable[[str], None] | None = None) -> list[Run]:
+    """The runs in `folders`, all of one task, that say something: those with an epoch, and of equal ones the first.
+
+    note: hears a sentence about each run that is left out.
+    Raises UserError for runs of several tasks, for one that is named twice or is damaged, and where none has an epoch.
+    """
+    say = note or (lambda _: None)
     seen: set[Path] = set()
     for folder in folders:
         if folder.resolve() in seen:
             raise UserError(f"the run {folder} is named twice")
         seen.add(folder.resolve())
-    runs = [read_run(folder) for folder in folders]
+    begun = [folder for folder in folders if not holds_run(folder) or metrics_rows(folder)]
+    for folder in folders:
+        if begun and folder not in begun:
+            say(f"{folder} is left out: it has not done an epoch yet")
+    runs = [read_run(folder) for folder in begun or folders]
     for run in runs:
         if run.task != runs[0].task:
             raise UserError(
                 f"the run {runs[0].folder} is one of {runs[0].task} and {run.folder} one of {run.task}, which have no "
                 "score in common; compare those of one task at a time"
             )
-    return runs
+    return _without_copies(runs, say)
+
+
+def _without_copies(runs: Sequence[Run], say: Callable[[str], None]) -> list[Run]:
+    """`runs` without those that say what another one says: a copied folder, or a repetition, is no further seed."""
+    kept: dict[str, Run] = {}
+    for run in runs:
+        rows = [{name: value for name, value in row.items() if name not in TIMES} for row in run.rows]
+        first = kept.setdefault(json.dumps([_recipe(run), run.recipe["seed"], rows], sort_keys=True), run)
+        if first is not run:
+            say(f"{run.folder} is left out: seed and scores are those of {first.folder}, so it is a copy or repetition")
+    return list(kept.values())
 
 
 def read_run(folder: Path) -> Run:
@@ -220,7 +253,7 @@ def notes(groups: Sequence[Group]) -> list[str]:
         said.append("several seeds: mean (lowest to highest)")
     if any(not run.finished for run in runs):
         said.append("a run that has not done all its epochs stands at the last it did")
-    if len({run.recipe["data"] for run in runs}) > 1:
+    if len({_data(run.recipe) for run in runs}) > 1:
         said.append("scores on different images cannot be compared")
     if len({run.machine for run in runs}) > 1:
         said.append("times on different machines cannot be compared")
@@ -290,9 +323,10 @@ def _start(recipe: Mapping[str, Any]) -> Any:
     was given. Seeds of one recipe may each begin with a backbone of their own seed.
     """
     given = recipe.get("init_from")
-    if not given or not Path(given).exists():
+    path = _begun_in(recipe) / Path(given or "").expanduser()
+    if not given or not path.exists():
         return given or None
-    folder, file = (Path(given), WEIGHTS) if Path(given).is_dir() else (Path(given).parent, Path(given).name)
+    folder, file = (path, WEIGHTS) if path.is_dir() else (path.parent, path.name)
     try:
         return {**_without_chance(saved_recipe(folder)), "file": file, "epochs done": len(metrics_rows(folder))}
     except UserError:
@@ -300,7 +334,17 @@ def _start(recipe: Mapping[str, Any]) -> Any:
 
 
 def _without_chance(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in recipe.items() if name not in SAME_IN_OTHER_WORDS}
+    kept = {name: value for name, value in recipe.items() if name not in SAME_IN_OTHER_WORDS}
+    return {**kept, "data": _data(recipe)}
+
+
+def _data(recipe: Mapping[str, Any]) -> str:
+    """The source of the images, the same for all its spellings."""
+    return place(str(recipe["data"]), _begun_in(recipe))
+
+
+def _begun_in(recipe: Mapping[str, Any]) -> Path:
+    return Path(recipe.get(BEGUN_IN) or Path.cwd())
 
 
 def _recipe(run: Run) -> dict[str, Any]:
@@ -316,7 +360,7 @@ def _label(members: Sequence[Run], firsts: Sequence[Run]) -> str:
     if len(differing) > DIFFERENCES_TOLD:
         label = f"{label} in {run.folder}"
         differing = []
-    if len({other.recipe["data"] for other in firsts}) > 1 and "data" not in differing:
+    if len({_data(other.recipe) for other in firsts}) > 1 and "data" not in differing:
         differing.append("data")
     told = [_told(name, members, kin) for name in differing]
     if not run.finished:

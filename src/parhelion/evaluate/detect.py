@@ -14,6 +14,7 @@ from parhelion.data.detection_transforms import detection_eval_transform
 from parhelion.data.loaders import OnBadImage, refuses
 from parhelion.detection.found import Found
 from parhelion.errors import UserError
+from parhelion.evaluate.classify import nothing_to_evaluate
 from parhelion.evaluate.coco_scores import MOST, CocoScores, coco_scores
 from parhelion.evaluate.saved_detector import Detector
 from parhelion.evaluate.validate import check_classes
@@ -36,8 +37,8 @@ class Results:
 
     def scores(self, images: CocoImages, *, masks: bool, most: int = MOST[-1]) -> CocoScores:
         """COCO's numbers over the images that were looked at, see `coco_scores`; UserError where that is none."""
-        if not self.image_ids and self.skipped:
-            raise UserError(f"all {len(self.skipped)} images to evaluate on were skipped; the first: {self.skipped[0]}")
+        if not self.image_ids:
+            raise UserError(nothing_to_evaluate(self.skipped))
         return coco_scores(only(images.ground_truth(), self.image_ids), self.entries, masks=masks, most=most)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from parhelion.errors import printable
 from parhelion.train.atomic import replacement
 
 if TYPE_CHECKING:
@@ -43,8 +44,8 @@ def short(name: str, length: int) -> str:
 
 
 def plain(text: str) -> str:
-    """`text` as it is: matplotlib would read what stands between two dollars as a formula."""
-    return text.replace("$", r"\$")
+    """`text` as it is: matplotlib would read what stands between two dollars as a formula, and draws text only."""
+    return printable(text).replace("$", r"\$")
 
 
 def save_figure(figure: Figure, path: Path) -> None:

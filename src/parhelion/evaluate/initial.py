@@ -1,6 +1,9 @@
 """Weights to start a training from: a run, a file, a repository of the Hugging Face hub, or a model of timm."""
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +14,13 @@ from timm.models import get_pretrained_cfg
 from timm.models._features import FeatureGetterNet
 from torch import Tensor, nn
 
+from parhelion.data.transforms import Preprocessing
 from parhelion.errors import UserError, nearest
-from parhelion.evaluate.saved import weights_file
-from parhelion.models.adapt import Adaptation, Pretrained, adapt
+from parhelion.models.adapt import Adaptation, Normalised, Pretrained, adapt
 from parhelion.models.catalog import create_model
 from parhelion.models.resnet import ResNet
 from parhelion.models.timm_resnets import our_name, plain_resnet
-from parhelion.models.weights import read_header, read_weights, why_not_fit
+from parhelion.models.weights import read_header, read_weights, weights_file, why_not_fit
 from parhelion.train import checkpoint
 
 HUB, TIMM = "hf-hub:", "timm:"
@@ -32,15 +35,43 @@ HUB_ERRORS: tuple[type[Exception], ...] = (
 )
 
 
-def initialise(model: nn.Module, spec: str, *, class_names: Sequence[str] | None = None) -> Adaptation:
+def initialise(
+    model: nn.Module, spec: str, *, class_names: Sequence[str] | None = None, normalised: Normalised | None = None
+) -> Adaptation:
     """Fill `model`, one of `create_model`, in place from what `spec` means; see `initial_weights` and `adapt`.
 
     class_names: those that the model will be trained on, in order; a classifier of other classes starts from zeros.
+    normalised: how its images will be; a note says where those behind the weights were normalised otherwise.
     """
     network = model.model if isinstance(model, FeatureGetterNet) else model
     if not isinstance(network, ResNet):
         raise UserError(f"{type(model).__name__} is no model of parhelion.create_model, which alone takes weights here")
-    return adapt(network, initial_weights(spec), class_names=class_names)
+    weights = initial_weights(spec)
+    adaptation = adapt(network, weights, class_names=class_names)
+    return replace(adaptation, notes=normalisation_notes(spec, weights.normalised, normalised))
+
+
+def normalisation_notes(label: str, theirs: Normalised | None, ours: Normalised | None) -> tuple[str, ...]:
+    """A sentence where the images behind the weights of `label` were normalised in another way than ours will be.
+
+    Weights of other channels count with their average, as their first convolution is summed over channels.
+    """
+    if theirs is None or ours is None:
+        return ()
+    channels = len(ours[0])
+    fitted = [[sum(values) / len(values)] * channels if len(values) != channels else list(values) for values in theirs]
+    if all(math.isclose(a, b, rel_tol=1e-4) for a, b in zip(chain(*fitted), chain(*ours), strict=True)):
+        return ()
+    before, after = (f"mean {_spelled(mean)} and deviation {_spelled(std)}" for mean, std in (theirs, ours))
+    mean, std = map(_spelled, fitted)
+    return (
+        f"the images behind {label} were normalised with {before}, those of this run are with {after}; "
+        f"--mean {mean} --std {std} normalises as the weights expect",
+    )
+
+
+def _spelled(values: Sequence[float]) -> str:
+    return " ".join(f"{value:g}" for value in values)
 
 
 def initial_weights(spec: str) -> Pretrained:
@@ -83,7 +114,16 @@ def _of_file(path: Path, *, label: str) -> Pretrained:
         architecture=facts.get("model"),
         model=_network(label, facts, weights),
         class_names=tuple(names) if names is not None else None,
+        normalised=_normalised(facts),
     )
+
+
+def _normalised(facts: Mapping[str, Any]) -> Normalised | None:
+    """Mean and deviation that a file of ours names, if it does."""
+    if "preprocessing" not in facts:
+        return None
+    preprocessing = Preprocessing.from_dict(facts["preprocessing"])
+    return preprocessing.mean, preprocessing.std
 
 
 def _network(label: str, facts: Mapping[str, Any], weights: Mapping[str, Tensor]) -> ResNet | None:
@@ -130,7 +170,8 @@ def _of_timm(spec: str) -> Pretrained:
         raise UserError(f"timm's {name} has no counterpart here: {network}; its plain ones do, such as {TIMM}resnet50")
     if source is None or not source.hf_hub_id:
         raise UserError(f"timm has no weights of {name} on the hub; `{TIMM}resnet50` has some")
-    return _timm_weights(_download(spec, source.hf_hub_id, None), network, label=spec, name=name)
+    weights = _timm_weights(_download(spec, source.hf_hub_id, None), network, label=spec, name=name)
+    return replace(weights, normalised=(source.mean, source.std))
 
 
 def _timm_weights(path: Path, network: ResNet, *, label: str, name: str) -> Pretrained:

@@ -10,10 +10,10 @@ from timm.models._features import FeatureGetterNet
 from torch import Tensor, nn
 
 from parhelion.errors import UserError
-from parhelion.evaluate.initial import HUB, TIMM, check_finite, initialise
+from parhelion.evaluate.initial import HUB, TIMM, check_finite, initialise, normalisation_notes
 from parhelion.evaluate.saved_detector import Detector, holds_detector, load_detector
 from parhelion.evaluate.torchvision_weights import TORCHVISION, published
-from parhelion.models.adapt import COUNTER, Adaptation, Place, Pretrained, TensorReport, adapt
+from parhelion.models.adapt import COUNTER, Adaptation, Normalised, Place, Pretrained, TensorReport, adapt
 from parhelion.models.catalog import IMAGENET_MEAN, IMAGENET_STD, create_model
 from parhelion.models.resnet import ResNet
 from parhelion.models.timm_resnets import our_name
@@ -40,12 +40,21 @@ def initialise_detector(model: nn.Module, spec: str, *, class_names: Sequence[st
     body: Any = model.get_submodule(BODY.rstrip("."))
     if spec.startswith(TORCHVISION):
         return _of_torchvision(model, body, spec, class_names)
+    normalised = _normalised(model)
     is_path = not spec.startswith((HUB, TIMM)) and bool(spec) and Path(spec).exists()
     if is_path and _is_detector(Path(spec)):
-        return _of_detector(model, body, spec, load_detector(Path(spec)), class_names)
+        detector = load_detector(Path(spec))
+        adaptation = _of_detector(model, body, spec, detector, class_names)
+        return replace(adaptation, notes=normalisation_notes(spec, _normalised(detector.model), normalised))
     if not (isinstance(body, FeatureGetterNet) and isinstance(body.model, ResNet)):
         raise UserError(f"weights to start from fit Parhelion's backbones; this one is a {type(body).__name__}")
-    return initialise(body, spec)
+    return initialise(body, spec, normalised=normalised)
+
+
+def _normalised(detector: nn.Module) -> Normalised:
+    """What a detector normalises its images with."""
+    scaling: Any = detector.transform
+    return scaling.image_mean, scaling.image_std
 
 
 def _is_detector(path: Path) -> bool:

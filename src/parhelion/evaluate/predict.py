@@ -3,13 +3,14 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from PIL.Image import Image
 from torch import Tensor
 
+from parhelion.data.image_files import image_files
 from parhelion.data.images import BadImage, open_image
+from parhelion.data.loaders import OnBadImage, refuses
 from parhelion.data.transforms import eval_transform
 from parhelion.errors import UserError
 from parhelion.evaluate.saved import Classifier
@@ -24,49 +25,42 @@ class Prediction:
     probabilities: tuple[float, ...]
 
 
-def check_images(paths: Sequence[Path]) -> None:
-    """Raise UserError for the first of `paths` that is no file, before any costly work."""
-    for path in paths:
-        if path.is_dir():
-            raise UserError(f"{path} is a folder; name image files, for example {path}/*.jpg")
-        if not path.exists():
-            raise UserError(f"there is no image {path}")
-
-
 def predictions(
     classifier: Classifier,
     paths: Sequence[Path],
     *,
     top: int = 5,
     batch: int = 64,
-    on_bad_image: Literal["refuse", "skip"] = "refuse",
+    on_bad_image: OnBadImage = "refuse",
 ) -> Iterator[Prediction | BadImage]:
     """The `top` classes of each image of `paths`, in order, computed `batch` images at a time.
 
-    An unreadable image raises BadImage, or with "skip" comes out as the BadImage in its place.
+    Of a folder all images below it count, see `image_files`. An unreadable image raises BadImage when its turn comes,
+    or with "skip" comes out as the BadImage in its place. Raises UserError.
     """
+    refuse = refuses(on_bad_image)
     if top < 1:
         raise UserError(f"top is {top}; it must be at least 1")
     if batch < 1:
         raise UserError(f"batch is {batch}; it must be at least 1")
-    check_images(paths)
+    files = image_files(paths).files
     transform = eval_transform(classifier.preprocessing)
-    for start in range(0, len(paths), batch):
-        group = paths[start : start + batch]
-        opened = [_opened(path, classifier.preprocessing.in_chans, on_bad_image) for path in group]
+    for start in range(0, len(files), batch):
+        group = files[start : start + batch]
+        opened = [_opened(path, classifier.preprocessing.in_chans) for path in group]
         images = [transform(image) for image in opened if not isinstance(image, BadImage)]
         rows = iter(_probable(classifier, images, top))
         for path, image in zip(group, opened, strict=True):
+            if isinstance(image, BadImage) and refuse:
+                raise image
             yield image if isinstance(image, BadImage) else _prediction(classifier, path, *next(rows))
 
 
-def _opened(path: Path, in_chans: int, on_bad_image: str) -> Image | BadImage:
+def _opened(path: Path, in_chans: int) -> Image | BadImage:
     try:
         return open_image(path, in_chans)
-    except BadImage as error:
-        if on_bad_image == "refuse":
-            raise
-        return error
+    except BadImage as bad:
+        return bad.with_traceback(None)
 
 
 def _probable(classifier: Classifier, images: list[Tensor], top: int) -> list[tuple[Tensor, Tensor]]:

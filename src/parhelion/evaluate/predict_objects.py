@@ -9,12 +9,12 @@ from typing import Any
 from PIL import Image
 from torchvision.transforms.v2.functional import pil_to_tensor, to_dtype
 
+from parhelion.data.image_files import image_files
 from parhelion.data.images import BadImage, open_image
 from parhelion.data.loaders import OnBadImage, refuses
 from parhelion.detection.found import Found
 from parhelion.errors import UserError
 from parhelion.evaluate.detect import found_in
-from parhelion.evaluate.predict import check_images
 from parhelion.evaluate.saved_detector import Detector
 
 
@@ -37,14 +37,14 @@ def objects(
 ) -> Iterator[Objects | BadImage]:
     """What is found in each of `paths`, in order, one at a time: at most `top` objects of at least `min_score`.
 
-    Both may ask for more than the detector was trained to find. The images are numbered from 1 (`Found.image_id`). An
-    unreadable one raises BadImage, or with "skip" comes out as the BadImage in its place. Raises UserError.
+    Of a folder all images below it count, see `image_files`. Both limits may ask for more than the detector was trained
+    to find. The images are numbered from 1 (`Found.image_id`). An unreadable one raises BadImage, or with "skip" comes
+    out as the BadImage in its place. Raises UserError.
     """
     if not 0 <= min_score <= 1 or top < 1:
         raise UserError(f"min_score is {min_score} and top is {top}; they must be from 0 to 1 and at least 1")
     refuse = refuses(on_bad_image)
-    check_images(paths)
-    for number, path in enumerate(paths, start=1):
+    for number, path in enumerate(image_files(paths).files, start=1):
         try:
             image = open_image(path, detector.in_chans, exif=detector.exif)
         except BadImage as bad:

@@ -11,9 +11,10 @@ from torch import nn
 from parhelion.data.transforms import Preprocessing
 from parhelion.errors import UserError
 from parhelion.models.catalog import create_model
-from parhelion.models.weights import why_not_fit
+from parhelion.models.trained import timm_config
+from parhelion.models.weights import weights_file, why_not_fit
 from parhelion.train import checkpoint
-from parhelion.train.record import RECIPE, WEIGHTS
+from parhelion.train.record import RECIPE
 
 
 class WithModel(Protocol):
@@ -54,12 +55,17 @@ def save_classifier(path: Path, classifier: Classifier) -> None:
     checkpoint.save(path, classifier.model.state_dict(), facts)
 
 
-def load_classifier(path: Path) -> Classifier:
+def load_classifier(path: str | Path) -> Classifier:
     """The classifier in a run folder or a .safetensors file, in evaluation mode on the CPU.
+
+    `data.transforms.eval_transform(classifier.preprocessing)` makes tensors of images for it, and
+    `evaluate.predict.predictions(classifier, paths)` says what is in image files. The model's `pretrained_cfg` tells
+    timm the same preprocessing and class names.
 
     Raises UserError where there is none, the file is damaged or a pickle, or the weights are those of another
     architecture than they, or the recipe beside them, name.
     """
+    path = Path(path)
     file = weights_file(path)
     weights, facts = checkpoint.load(file)
     missing = [key for key in ("model", "model_arguments", "class_names", "preprocessing") if key not in facts]
@@ -73,13 +79,16 @@ def load_classifier(path: Path) -> Classifier:
         detail = misfit or "the names differ, though the tensors fit"
         raise UserError(f"{file}{written} is a checkpoint of another architecture than {expected}: {detail}")
     model.load_state_dict(weights)
+    names, preprocessing = tuple(facts["class_names"]), Preprocessing.from_dict(facts["preprocessing"])
+    config: Any = model.pretrained_cfg
+    config.update(timm_config(preprocessing, names))
     return Classifier(
         # In the memory layout of training, so that scores agree to the last bit.
         model=model.eval().to(memory_format=torch.channels_last),
         name=facts["model"],
         arguments=facts["model_arguments"],
-        class_names=tuple(facts["class_names"]),
-        preprocessing=Preprocessing.from_dict(facts["preprocessing"]),
+        class_names=names,
+        preprocessing=preprocessing,
         epoch=facts.get("epoch", 0),
         metrics=facts.get("metrics", {}),
     )
@@ -90,17 +99,6 @@ def on_fastest_device(saved: Saved) -> Saved:
     if torch.cuda.is_available():
         saved.model.to("cuda")
     return saved
-
-
-def weights_file(path: Path) -> Path:
-    """The weights that `path` means: itself, or the ones in the run folder `path`."""
-    if not path.exists():
-        raise UserError(f"there is no checkpoint or run folder {path}")
-    if path.is_dir():
-        if not (path / WEIGHTS).exists():
-            raise UserError(f"the folder {path} holds no {WEIGHTS}; name a folder that parhelion train wrote")
-        return path / WEIGHTS
-    return path
 
 
 def _recipe_model(path: Path) -> str | None:

@@ -11,10 +11,9 @@ from torch import nn
 from parhelion.data.images import Exif
 from parhelion.detection import faster_rcnn, mask_rcnn
 from parhelion.errors import UserError
-from parhelion.evaluate.saved import weights_file
 from parhelion.layers import GlobalSelfAttention
 from parhelion.models.resnet import ResNet
-from parhelion.models.weights import why_not_fit
+from parhelion.models.weights import weights_file, why_not_fit
 from parhelion.train import checkpoint
 
 TASK = "detection"
@@ -138,12 +137,12 @@ def holds_detector(path: Path) -> bool:
     return checkpoint.facts(weights_file(path)).get("task") == TASK
 
 
-def load_detector(path: Path) -> Detector:
+def load_detector(path: str | Path) -> Detector:
     """The detector in a run folder or a .safetensors file, in evaluation mode on the CPU.
 
     Raises UserError where there is none, the file is damaged or a pickle, or its weights are not what it says.
     """
-    file = weights_file(path)
+    file = weights_file(Path(path))
     weights, facts = checkpoint.load(file)
     missing = [key for key in FACTS if key not in facts]
     if missing:

@@ -6,13 +6,16 @@ from typing import Literal, cast
 from torch.utils.data import Dataset
 
 from parhelion.data.loaders import make_loader
-from parhelion.data.samples import Stream
+from parhelion.data.samples import Stream, few
 from parhelion.data.sources import Sample, Source, Split
 from parhelion.data.transforms import eval_transform
 from parhelion.errors import UserError
 from parhelion.evaluate.classify import Outcome, outcome
 from parhelion.evaluate.saved import Classifier
 from parhelion.train.progress import Progress
+
+# So many classes are named where classes differ.
+NAMED = 50
 
 
 def validate(
@@ -54,10 +57,19 @@ def image_count(samples: Dataset[Sample] | None) -> int:
     return 0 if samples is None else len(cast("Sized", samples))
 
 
+def _only(names: Sequence[str], others: Sequence[str]) -> list[str]:
+    known = set(others)
+    return [name for name in names if name not in known]
+
+
 def check_classes(trained: Sequence[str], given: Sequence[str], source: str) -> None:
     """Raise UserError where the classes of `source` are not those that were trained, in the same order."""
     if len(trained) != len(given):
-        raise UserError(f"the checkpoint knows {len(trained)} classes, but {source} has {len(given)}")
+        lacking, extra = (_only(names, others) for names, others in ((trained, given), (given, trained)))
+        clauses = [f"{few(lacking, NAMED)} missing (a folder of a class may be empty)"] if lacking else []
+        clauses += [f"{few(extra, NAMED)} not known to the checkpoint"] if extra else []
+        details = "; ".join(clauses) or "some have the same name"
+        raise UserError(f"the checkpoint knows {len(trained)} classes, but {source} has {len(given)}: {details}")
     for number, (ours, theirs) in enumerate(zip(trained, given, strict=True)):
         if ours != theirs:
             raise UserError(

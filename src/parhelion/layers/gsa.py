@@ -1,14 +1,20 @@
 """The GSA module as a layer (arXiv 2010.03019, Fig. 1)."""
 
-import torch.nn.functional as F
-from torch import nn
+from torch import fx, nn
 
 from parhelion.layers.heads import apart, channels_per_head, together
-from parhelion.layers.tables import new_table, resize_parameter, resized_table
+from parhelion.layers.pooling import averaged
+from parhelion.layers.tables import new_table, reaching_table, resize_parameter
 from parhelion.ops.axial import axial_attention
 from parhelion.ops.content import content_attention
 from parhelion.ops.implementation import Implementation
 from parhelion.shapes import Float, Tensor
+
+# torch.fx, and what extracts features with it, keeps calls of these whole.
+fx.wrap("axial_attention")
+fx.wrap("content_attention")
+fx.wrap("averaged")
+fx.wrap("reaching_table")
 
 
 class GlobalSelfAttention(nn.Module):
@@ -84,24 +90,21 @@ class GlobalSelfAttention(nn.Module):
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b e ph pw"]:
         """The layer's output, (B, dim_out, ceil(H/stride), ceil(W/stride))."""
-        parts = self.qkv(x).split((self.dim_qk, self.dim_qk, self.dim_out), dim=1)
-        q, k, v = (apart(part, self.heads) for part in parts)
+        q, k, v = self.qkv(x).split((self.dim_qk, self.dim_qk, self.dim_out), dim=1)
+        q, k, v = apart(q, self.heads), apart(k, self.heads), apart(v, self.heads)
         content = None
         if self.content:
             content = content_attention(q, k, v, normalize_queries=self.normalize_queries, impl=self.impl)
         out = together(self._positional(q, v, content) if self.position or content is None else content)
         if self.stride > 1:
-            out = F.avg_pool2d(out, self.stride, ceil_mode=True, count_include_pad=False)
+            out = averaged(out, self.stride)
         return out
 
     def _positional(
         self, q: Float[Tensor, "b h w n d"], v: Float[Tensor, "b h w n e"], plus: Float[Tensor, "b h w n e"] | None
     ) -> Float[Tensor, "b h w n e"]:
         """Columns, batch normalisation, rows; plus the other branch."""
-        table_h, table_w = (
-            resized_table(table, max(table.shape[0], 2 * length - 1))
-            for table, length in ((self.table_h, q.shape[1]), (self.table_w, q.shape[2]))
-        )
+        table_h, table_w = reaching_table(self.table_h, q.shape[1]), reaching_table(self.table_w, q.shape[2])
         columns = together(axial_attention(q, v, table_h, axis="h", impl=self.impl))
         columns = apart(self.norm(columns), self.heads).to(v.dtype)
         return axial_attention(q, columns, table_w, axis="w", plus=plus, impl=self.impl)

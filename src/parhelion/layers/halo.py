@@ -1,12 +1,15 @@
 """Halo attention as a layer (arXiv 2103.12731)."""
 
-from torch import nn
+from torch import fx, nn
 
 from parhelion.layers.heads import apart, channels_per_head, together
 from parhelion.layers.tables import TableRows, new_table, resize_parameter, without_spare
 from parhelion.ops.halo import Border, Relative, Window, check_window, halo_attention, table_rows, table_widths
 from parhelion.ops.implementation import Implementation
 from parhelion.shapes import Float, Tensor
+
+# torch.fx, and what extracts features with it, keeps the call whole.
+fx.wrap("halo_attention")
 
 
 class HaloAttention(nn.Module):

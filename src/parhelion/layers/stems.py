@@ -22,8 +22,8 @@ class PatchConvolution(nn.Conv2d):
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b e ph pw"]:
         """One pixel per patch, (B, out_channels, ceil(H/stride), ceil(W/stride))."""
-        beyond_h, beyond_w = (-size % stride for size, stride in zip(x.shape[2:], self.stride, strict=True))
-        return super().forward(F.pad(x, (0, beyond_w, 0, beyond_h)))
+        # What no whole patch needs of these zeros is left out, so how many are needed must not be known.
+        return super().forward(F.pad(x, (0, self.stride[1] - 1, 0, self.stride[0] - 1)))
 
 
 def stem_convolution(kind: StemKind, in_chans: int, width: int, act: Activation) -> nn.Sequential:

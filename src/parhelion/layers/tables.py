@@ -1,12 +1,12 @@
 """Tables of relative positions: how they start, and how they follow a window or a map to another size."""
 
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from parhelion.shapes import Float, Tensor
+from parhelion.shapes import Float, Tensor, always
 
 TableRows = Literal["offsets", "window"]
 
@@ -30,9 +30,25 @@ def resized_table(table: Float[Tensor, "rows d"], rows: int) -> Float[Tensor, "r
 
     This is how arXiv 2103.12731 carries embeddings to another block and halo.
     """
-    if table.shape[0] == rows:
+    if always(table.shape[0] == rows):
         return table
     return F.interpolate(table.T[None], size=rows, mode="linear", align_corners=True)[0].T.contiguous()
+
+
+def reaching_table(table: Float[Tensor, "rows d"], length: int) -> Float[Tensor, "reaching d"]:
+    """The table for an axis of `length` pixels: itself if it has every offset, else interpolated to 2 length - 1 rows.
+
+    Under torch.export, where one program serves axes of any length, the 2 length - 1 middle rows of either.
+    """
+    reach = (table.shape[0] + 1) // 2
+    if always(length <= reach):
+        return table
+    if always(length >= reach):
+        return resized_table(table, 2 * length - 1)
+    # To the type checker, too, a size that is not known yet is one.
+    longest = cast("int", torch.sym_max(reach, length))
+    middle = torch.arange(2 * length - 1, device=table.device) + (longest - length)
+    return resized_table(table, 2 * longest - 1).index_select(0, middle)
 
 
 def refitted_table(table: Float[Tensor, "rows d"], offsets: int, *, spare: tuple[int, int] = (0, 0)) -> Tensor:

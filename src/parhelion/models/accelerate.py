@@ -47,7 +47,7 @@ def accelerate(model: Model, *, report: Callable[[str], None] | None = print) ->
     then also accept maps that their block does not divide, and return ceil(H/stride) x ceil(W/stride) pixels for
     them; `BottleneckAttn` and `LambdaLayer` still want the image size that they were built for. Subclasses, and
     layers whose `forward` was replaced, may compute something else and are left. Calling it twice changes nothing
-    more.
+    more. `decelerate` takes it back; `parhelion.reference` makes a copy whose layers need no kernels.
 
     Memory formats stay the user's choice. The layers run fastest on channels-last data:
     `accelerate(model).to(memory_format=torch.channels_last)`, and images in that format. A model that was compiled is
@@ -66,7 +66,7 @@ def accelerate(model: Model, *, report: Callable[[str], None] | None = print) ->
     """
     if not isinstance(model, nn.Module):
         raise UserError(f"accelerate takes a torch.nn.Module, not {model!r:.60} of type {type(model).__name__}")
-    forms = _fast_forms()
+    forms = fast_forms()
     findings = []
     for name, module in model.named_modules():
         kind, fate = _kind(module, forms), _fate(module, forms)
@@ -80,7 +80,28 @@ def accelerate(model: Model, *, report: Callable[[str], None] | None = print) ->
     return model
 
 
-def _fast_forms() -> dict[type[nn.Module], type[nn.Module]]:
+def decelerate(model: Model) -> Model:
+    """Give the layers that `accelerate` changed their own class, and so their own code, back, in place.
+
+    Parameters, submodules and hooks stay, as they did before. Maps that timm's block does not divide are refused again.
+
+    Returns:
+        `model`, the object that was given.
+
+    Raises:
+        UserError: `model` is not a torch.nn.Module.
+    """
+    if not isinstance(model, nn.Module):
+        raise UserError(f"decelerate takes a torch.nn.Module, not {model!r:.60} of type {type(model).__name__}")
+    originals = {fast: original for original, fast in fast_forms().items()}
+    for module in model.modules():
+        if type(module) in originals:
+            vars(module).pop("impl", None)
+            module.__class__ = originals[type(module)]
+    return model
+
+
+def fast_forms() -> dict[type[nn.Module], type[nn.Module]]:
     """From each class that can be swapped to the one that takes its place."""
     forms: dict[type[nn.Module], type[nn.Module]] = {HaloAttn: AcceleratedHaloAttn}
     # A model holds modules of gsa_pytorch only where someone imported it; we need not.

@@ -2,12 +2,17 @@
 
 import torch.nn.functional as F
 from gsa_pytorch import GSA
-from torch import nn
+from torch import fx, nn
 
 from parhelion.layers.heads import apart, together
 from parhelion.ops.axial import axial_attention
 from parhelion.ops.content import content_attention
+from parhelion.ops.implementation import Implementation
 from parhelion.shapes import Float, Tensor
+
+# torch.fx keeps calls of these whole.
+fx.wrap("content_attention")
+fx.wrap("axial_attention")
 
 
 class AcceleratedGSA(GSA):
@@ -17,21 +22,25 @@ class AcceleratedGSA(GSA):
     itself stay. Outputs, gradients and the running statistics of `norm` are those of gsa_pytorch up to rounding.
     """
 
+    impl: Implementation = "auto"
+
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b e h w"]:
         """The module's output."""
-        q, k, v = (apart(part, self.heads) for part in self.to_qkv(x).chunk(3, dim=1))
-        out = content_attention(q, k, v, normalize_queries=self.norm_queries)
+        q, k, v = self.to_qkv(x).chunk(3, dim=1)
+        q, k, v = apart(q, self.heads), apart(k, self.heads), apart(v, self.heads)
+        out = content_attention(q, k, v, normalize_queries=self.norm_queries, impl=self.impl)
         if self.rel_pos_length is not None:
-            columns = axial_attention(q, v, _reaching(self.rel_rows, q.shape[1]), axis="h")
+            columns = axial_attention(q, v, _reaching(self.rel_rows, q.shape[1]), axis="h", impl=self.impl)
             columns = columns if self.norm is None else _normalized(columns, self.norm).to(v.dtype)
-            out = out + axial_attention(q, columns, _reaching(self.rel_columns, q.shape[2]), axis="w")
+            out = out + axial_attention(q, columns, _reaching(self.rel_columns, q.shape[2]), axis="w", impl=self.impl)
         return self.to_out(together(out))
 
 
 def _reaching(table: Float[Tensor, "rows d"], length: int) -> Float[Tensor, "offsets d"]:
     """The table for an axis of `length` pixels: gsa_pytorch lets farther pixels have embeddings of zero."""
-    beyond = max(0, length - (table.shape[0] + 1) // 2)
-    return F.pad(table, (0, 0, beyond, beyond))
+    # Zeros on both sides of the table, then its middle, so that no size decides: torch.export asks for one program.
+    centre = table.shape[0] // 2
+    return F.pad(table, (0, 0, length - 1, length - 1))[centre : centre + 2 * length - 1]
 
 
 def _normalized(x: Float[Tensor, "b h w n d"], norm: nn.Module) -> Float[Tensor, "b h w n d"]:

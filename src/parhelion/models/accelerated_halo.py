@@ -1,13 +1,18 @@
 """timm's halo attention layer with Parhelion's operation inside."""
 
-import torch.nn.functional as F
 from timm.layers.halo_attn import HaloAttn
 from timm.models import register_notrace_module
-from torch import nn
+from torch import fx, nn
 
 from parhelion.layers.heads import apart, together
+from parhelion.layers.pooling import averaged
 from parhelion.ops.halo import halo_attention
+from parhelion.ops.implementation import Implementation
 from parhelion.shapes import Float, Tensor
+
+# torch.fx keeps calls of these whole.
+fx.wrap("halo_attention")
+fx.wrap("averaged")
 
 
 # timm's feature extraction by torch.fx keeps the layer whole, as it does its own.
@@ -22,6 +27,8 @@ class AcceleratedHaloAttn(HaloAttn):
     values of zero, as in the halo, and a strided output has ceil(H/stride) x ceil(W/stride) pixels, also where timm
     pools, for the shortcuts beside the layer round up too.
     """
+
+    impl: Implementation = "auto"
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b e qh qw"]:
         """The layer's output, in channels-last memory."""
@@ -46,12 +53,17 @@ class AcceleratedHaloAttn(HaloAttn):
             border="zero",
             relative="summed",
             offsets="queries",
+            impl=self.impl,
         )
         return self._pooled(together(out))
 
     def _pooled(self, x: Float[Tensor, "b e h w"]) -> Float[Tensor, "b e ph pw"]:
         """timm's pooling, which is nothing unless the layer strides that way; rounded up where timm refuses the map."""
         pool = self.pool
-        if isinstance(pool, nn.AvgPool2d) and any(size % self.block_size for size in x.shape[2:]):
-            return F.avg_pool2d(x, pool.kernel_size, pool.stride, ceil_mode=True, count_include_pad=False)
+        # timm's are square.
+        if not isinstance(pool, nn.AvgPool2d) or not isinstance(pool.kernel_size, int):
+            return pool(x)
+        # Of a map in whole blocks that are odd, timm drops the last row and column.
+        if self.block_size % pool.kernel_size == 0 or any(size % self.block_size for size in x.shape[2:]):
+            return averaged(x, pool.kernel_size)
         return pool(x)

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from parhelion.errors import UserError
 from parhelion.layers import GlobalSelfAttention, HaloAttention
 from parhelion.layers.tables import refitted_table
+from parhelion.models.catalog import TIMM_PREFIX
 from parhelion.models.resnet import ResNet
 from parhelion.models.weights import misfit_clause
 
@@ -18,6 +19,9 @@ from parhelion.models.weights import misfit_clause
 FIRST_CONVOLUTION, CLASSIFIER, LAST_CONVOLUTION, COUNTER = "stem.0.weight", "head.fc.", "final.", "num_batches_tracked"
 # Choices of an operator that change what it computes and that no tensor shows for certain.
 CHOICES = ("heads", "block", "halo", "border", "scale", "relative", "rows", "content", "position", "normalize_queries")
+
+Normalised: TypeAlias = tuple[Sequence[float], Sequence[float]]
+"""Mean and deviation that images are normalised with, one number per channel each."""
 
 Fate = Literal["loaded", "adapted", "started afresh", "dropped"]
 
@@ -34,6 +38,8 @@ class Pretrained:
     # The network that the weights were trained in, on the meta device; None where the file does not tell.
     model: ResNet | None = None
     class_names: tuple[str, ...] | None = None
+    # Mean and deviation, one number per channel, that the images were normalised with; None where nobody tells.
+    normalised: Normalised | None = None
     # From our names to those in the file, where they differ.
     names: Mapping[str, str] = field(default_factory=dict)
     # What a model of timm may have otherwise than ours: 3x3 convolutions, and squeeze and excitation.
@@ -72,6 +78,7 @@ class Adaptation:
     architecture: str | None  # of the weights
     choices: tuple[str, ...]  # of the network, that differ from those the weights were trained with
     tensors: tuple[TensorReport, ...]
+    notes: tuple[str, ...] = ()  # what the user should know besides
 
     @property
     def counts(self) -> dict[Fate, int]:
@@ -80,11 +87,12 @@ class Adaptation:
         return {fate: counted[fate] for fate in get_args(Fate)}
 
     def lines(self) -> list[str]:
-        """A summary, then a line for each choice that differs and each tensor that was not simply loaded."""
+        """A summary, then a line for each note, each choice that differs and each tensor that was not simply loaded."""
         loaded, *others = self.counts.items()
         counts = ", ".join([f"{loaded[1]} tensors {loaded[0]}", *(f"{count} {fate}" for fate, count in others)])
         return [
             f"init-from {self.label}: {counts}",
+            *(f"  note: {note}" for note in self.notes),
             *(f"  changed choice: {choice}" for choice in self.choices),
             *(f"  {tensor.line()}" for tensor in self.tensors if tensor.how),
         ]
@@ -159,7 +167,7 @@ def _check_fit(
     ]
     if misfit := misfit_clause(missing, unexpected, reshaped):
         theirs = pretrained.architecture or "an architecture that they do not name"
-        ours = getattr(model, "default_cfg", {}).get("architecture", "this model")
+        ours = getattr(model, "default_cfg", {}).get("architecture", "this model").removeprefix(TIMM_PREFIX)
         raise UserError(f"the weights in {pretrained.label}, of {theirs}, do not fit {ours}: {misfit}")
 
 

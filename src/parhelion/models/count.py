@@ -1,10 +1,10 @@
 """What a network costs, counted and not estimated."""
 
-import copy
-
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
+
+from parhelion.models.reference import reference
 
 
 def parameters(model: nn.Module) -> int:
@@ -18,7 +18,8 @@ def multiply_adds(model: nn.Module, image_size: tuple[int, int]) -> int:
     Counted on the operations themselves, without computing them, on a copy that has no memory. Additions, norms,
     softmax and pooling are left out, as the papers do. A multiply-add is two FLOPs.
     """
-    weightless = copy.deepcopy(model).to("meta").eval()
+    # Whatever the model runs on: no kernel runs without memory.
+    weightless = reference(model).to("meta").eval()
     in_chans = next(parameter for parameter in weightless.parameters() if parameter.ndim == 4).shape[1]
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:

@@ -9,7 +9,7 @@ import torch
 from timm.layers import ClassifierHead
 from timm.models import checkpoint_seq
 from timm.models._features import feature_take_indices
-from torch import nn
+from torch import fx, nn
 
 from parhelion.layers import GlobalSelfAttention, HaloAttention
 from parhelion.layers.bottleneck import Bottleneck
@@ -68,6 +68,9 @@ class ResNet(nn.Module):
 
     default_cfg: dict[str, Any]  # what timm's transforms and tools read off a model; set by `create_model`
     pretrained_cfg: dict[str, Any]
+    _model_args: dict[
+        str, Any
+    ]  # how timm.create_model builds the network again; set by `create_model`, kept by `resize`
 
     def __init__(
         self,
@@ -127,12 +130,7 @@ class ResNet(nn.Module):
 
     def _take_in(self, x: Tensor) -> Tensor:
         """The stem's map, before any pooling."""
-        if min(x.shape[-2:]) < self.min_px:
-            raise ValueError(
-                f"an image of {x.shape[-2]}x{x.shape[-1]} pixels is too small: "
-                f"this network halves it down to 1/{self.min_px}, so each side needs at least {self.min_px} pixels"
-            )
-        return self.stem(x)
+        return self.stem(_large_enough(x, self.min_px))
 
     def _run(self, stage: nn.Module, x: Tensor) -> Tensor:
         if self.grad_checkpointing and self.training:
@@ -236,12 +234,28 @@ class ResNet(nn.Module):
             ValueError: a window that `halo_attention` refuses.
         """
         sizes = itertools.chain(*self.network.sizes(image_size)) if image_size else itertools.repeat(None)
+        changed: dict[str, Any] = {"img_size": image_size}
         for bottleneck, size in zip(self.bottlenecks, sizes, strict=False):
             operator = bottleneck.operator
             if isinstance(operator, HaloAttention):
                 operator.resize(block=block, halo=halo)
+                changed |= {"block": block, "halo": halo}
             elif isinstance(operator, GlobalSelfAttention) and size is not None:
                 operator.resize(size)
+        changed = {name: value for name, value in changed.items() if value is not None}
+        self._model_args = {**getattr(self, "_model_args", {}), **changed}
+
+
+@fx.wrap
+def _large_enough(x: Tensor, min_px: int) -> Tensor:
+    """The images themselves; ValueError if a side has fewer pixels than `min_px`."""
+    # Side by side, not the smaller one: torch.export would ask which one that is.
+    if x.shape[-2] < min_px or x.shape[-1] < min_px:
+        raise ValueError(
+            f"an image of {x.shape[-2]}x{x.shape[-1]} pixels is too small: "
+            f"this network halves it down to 1/{min_px}, so each side needs at least {min_px} pixels"
+        )
+    return x
 
 
 def _build_stages(network: Network, image_size: tuple[int, int]) -> nn.Sequential:

@@ -8,16 +8,30 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from parhelion.errors import UserError
+from parhelion.train.record import WEIGHTS
+
+
+def weights_file(path: Path) -> Path:
+    """The weights that `path` means: itself, or the ones in the run folder `path`. Raises UserError."""
+    if not path.exists():
+        raise UserError(
+            f"there is no checkpoint or run folder {path}; give the --out of parhelion train, or a .safetensors file"
+        )
+    if path.is_dir():
+        if not (path / WEIGHTS).exists():
+            raise UserError(f"the folder {path} holds no {WEIGHTS}; name a folder that parhelion train wrote")
+        return path / WEIGHTS
+    return path
 
 
 def load_weights(model: nn.Module, path: str | Path) -> None:
-    """Copy the tensors of a safetensors file into `model`; it must hold exactly the model's own.
+    """Copy the tensors of a run folder or a safetensors file into `model`; it must hold exactly the model's own.
 
     Raises:
         UserError: no such file, another format (pickles are never opened), a file cut short, or weights of another
             architecture; the model is left as it was.
     """
-    weights = read_weights(Path(path))
+    weights = read_weights(weights_file(Path(path)))
     if misfit := why_not_fit(model, weights):
         raise UserError(f"the weights in {path} are of another architecture: {misfit}")
     model.load_state_dict(weights)

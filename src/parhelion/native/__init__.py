@@ -13,6 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from parhelion.native.exporting import why_not_exported
+
 LEVELS = ("avx512_bf16", "avx512", "avx2", "baseline")  # the fastest first; every processor has the last
 
 _chosen: list[str] = []  # by `using`, the innermost last
@@ -79,7 +81,7 @@ def why_not_maps(**maps: Tensor) -> str | None:
         return f"the kernel wants one dtype, not {' and '.join(sorted(map(str, dtypes)))}"
     if not dtypes <= {torch.float32, torch.bfloat16}:
         return f"the kernel computes in float32 and bfloat16, not in {dtypes.pop()}"
-    return why_not_native()
+    return why_not_exported() or why_not_native()
 
 
 def side_by_side(tensor: Tensor) -> Tensor:

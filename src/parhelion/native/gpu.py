@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from parhelion.native.exporting import why_not_exported
+
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 NARROWEST = 16  # side of a matrix unit's operands
 # Bytes of a head's channels: what the compiled kernels need of shared memory fits A100 and H100, or any GPU.
@@ -37,7 +39,7 @@ def why_not_maps(**maps: Tensor) -> str | None:
         return f"the kernel computes in float32, bfloat16 and float16, not in {first.dtype}"
     if first.shape[0] > MOST_IMAGES:
         return f"the kernel takes up to {MOST_IMAGES} images at a time, not {first.shape[0]}"
-    reason = _why_not_device(first.device)
+    reason = why_not_exported() or _why_not_device(first.device)
     if reason is not None:
         return reason
     widest = _widest(first.device) // first.element_size()
@@ -68,8 +70,9 @@ def _why_not_device(device: torch.device) -> str | None:
 def _widest(device: torch.device) -> int:
     if device.type != "cuda":
         return WIDEST
-    shared = torch.cuda.get_device_properties(device).shared_memory_per_block_optin
-    return WIDEST if shared >= MUCH_SHARED_MEMORY else WIDEST_ANYWHERE
+    # Not every torch that has this number says so to a type checker.
+    properties: Any = torch.cuda.get_device_properties(device)
+    return WIDEST if properties.shared_memory_per_block_optin >= MUCH_SHARED_MEMORY else WIDEST_ANYWHERE
 
 
 # Kept, since they are asked at every call; apart from the above, since torch.compile looks through a cache.

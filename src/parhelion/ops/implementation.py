@@ -2,9 +2,16 @@
 
 from typing import Literal, get_args
 
+from parhelion.errors import UserError
 from parhelion.native import gpu
 
 Implementation = Literal["auto", "reference", "cpu", "triton"]
+
+
+def check_implementation(impl: str) -> None:
+    """Raise UserError, which is a ValueError, unless `impl` names an implementation or "auto"."""
+    if impl not in get_args(Implementation):
+        raise UserError(f"impl must be one of {', '.join(map(repr, get_args(Implementation)))}, not {impl!r}")
 
 
 def chosen(impl: Implementation, *, why_not_cpu: str | None, why_not_triton: str | None) -> Implementation:
@@ -18,8 +25,7 @@ def chosen(impl: Implementation, *, why_not_cpu: str | None, why_not_triton: str
     Raises:
         ValueError: the implementation asked for cannot run, with the reason, or is unknown.
     """
-    if impl not in get_args(Implementation):
-        raise ValueError(f"impl must be one of {', '.join(map(repr, get_args(Implementation)))}, not {impl!r}")
+    check_implementation(impl)
     reasons: dict[Implementation, str | None] = {"cpu": why_not_cpu, "triton": why_not_triton}
     reason = reasons.get(impl)
     if reason is not None:

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from parhelion.data.balance import class_numbers, class_weights
+from parhelion.data.folders import FolderImages
+from parhelion.data.held_out import HELD_OUT, check_same, record
 from parhelion.data.samples import Share
 from parhelion.data.sources import Source, open_source
 from parhelion.errors import UserError
@@ -28,6 +30,7 @@ from parhelion.recipes import album, running
 from parhelion.recipes.classification_recipe import ClassificationRecipe
 from parhelion.recipes.ingredients import (
     check_same_images,
+    check_some_images,
     image_facts,
     place,
     train_loader,
@@ -35,7 +38,7 @@ from parhelion.recipes.ingredients import (
     untrained,
     val_loader,
 )
-from parhelion.train import loop
+from parhelion.train import loop, parallel
 from parhelion.train.stopping import StopRequest
 
 
@@ -46,6 +49,7 @@ def train(  # noqa: PLR0913  every argument is the user's choice
     out: str | Path,
     data_dir: Path | None = None,
     download: bool = False,
+    val_share: float | None = None,
     init_from: str | None = None,
     resume: bool = False,
     track: Sequence[str] = (),
@@ -53,6 +57,8 @@ def train(  # noqa: PLR0913  every argument is the user's choice
 ) -> dict[str, Any]:
     """Train `recipe` on the source `data` and leave recipe, metrics, weights and pictures in the folder `out`.
 
+    val_share: Share of each class to hold out and validate on, of a folder that holds the class folders itself; which
+        images these are is kept in held_out.json.
     init_from: Weights to start from: a run, a .safetensors file, hf-hub:OWNER/NAME or timm:NAME; what was loaded,
         adapted and dropped is printed, and kept in init.json.
     resume: Go on with the run in `out`, from its last good checkpoint; where `out` holds none, begin one.
@@ -71,6 +77,7 @@ def train(  # noqa: PLR0913  every argument is the user's choice
         out=Path(out),
         data_dir=data_dir,
         download=download,
+        val_share=val_share,
         init_from=init_from,
         resume=resume,
         track=track,
@@ -133,8 +140,16 @@ class Classification(running.Task):
     def __init__(self, recipe: ClassificationRecipe, request: running.Request) -> None:
         self.recipe = recipe
         self.source: Source = open_source(
-            request.data, data_dir=request.data_dir, download=request.download, in_chans=recipe.in_chans
+            request.data,
+            data_dir=request.data_dir,
+            download=request.download,
+            in_chans=recipe.in_chans,
+            val_share=request.val_share,
         )
+        self._val_share = request.val_share
+        begun = request.out / HELD_OUT
+        if request.resume and request.val_share is not None and begun.is_file():
+            check_same(cast("FolderImages", self.source.images("val")), begun)
         self.title = f"{recipe.model} on {self.source.name}"
         self._classifier: Classifier | None = None
         self._val_loader: DataLoader[Any] | None = None
@@ -149,16 +164,26 @@ class Classification(running.Task):
         return self._classifier
 
     def check_images(self, begun: Mapping[str, Any], accelerator: Accelerator, note: Callable[[str], None]) -> None:
+        check_some_images(self.source)
         check_same_images(begun, self.images(accelerator), self.source.name, note)
 
     def images(self, accelerator: Accelerator) -> Mapping[str, Any]:
         return image_facts(self.recipe, self.source, accelerator)
 
+    def images_line(self) -> str | None:
+        return self.source.line()
+
+    def image_files(self) -> Mapping[str, Any]:
+        if self._val_share is None:
+            return {}
+        return {HELD_OUT: record(cast("FolderImages", self.source.images("val")), self._val_share)}
+
     def build(self) -> ResNet:
         return cast("ResNet", self.classifier.model)
 
     def initialise(self, spec: str) -> Adaptation:
-        return initialise(self.classifier.model, spec, class_names=self.classifier.class_names)
+        ours, images = self.classifier, self.classifier.preprocessing
+        return initialise(ours.model, spec, class_names=ours.class_names, normalised=(images.mean, images.std))
 
     def train_loader(self, accelerator: Accelerator) -> DataLoader[Any]:
         return train_loader(self.recipe, self.source, accelerator)
@@ -183,7 +208,8 @@ class Classification(running.Task):
             # Without synchronised statistics each process has its own averages; those of the first are saved.
             for buffer in model.buffers():
                 buffer.copy_(broadcast(buffer))
-            mine = classify.outcome(model, until_stopped(self._val_loader, stop))
+            with parallel.agreed(accelerator):
+                mine = classify.outcome(model, until_stopped(self._val_loader, stop))
             outcome = classify.merged(gather_object([mine]))
         metrics = outcome.metrics()
         if not math.isfinite(metrics["loss"]):
@@ -193,7 +219,10 @@ class Classification(running.Task):
             )
         self._classifier = replace(self.classifier, epoch=epoch, metrics=metrics)
         values = {"val_loss": metrics["loss"], "top1": metrics["top1"], "top5": metrics["top5"]}
-        return running.Scores(values=values, skipped=outcome.skipped)
+        # A stream's number of images is what somebody wrote beside it.
+        told, found = image_count(self.source.val), len(outcome.target)
+        notes = (f"{self.source.name} has {found} validation images, not {told} as it says",) if found > told else ()
+        return running.Scores(values=values, skipped=outcome.skipped, notes=notes)
 
     def save(self, path: Path) -> None:
         save_classifier(path, self.classifier)

@@ -16,6 +16,7 @@ from parhelion.data.coco_headers import described, misfits
 from parhelion.data.detection_counts import object_counts
 from parhelion.data.detection_loaders import make_detection_loader
 from parhelion.data.detection_transforms import detection_eval_transform, detection_train_transform
+from parhelion.data.identity import digest
 from parhelion.data.loaders import refuses
 from parhelion.data.samples import Share
 from parhelion.errors import UserError
@@ -29,7 +30,7 @@ from parhelion.recipes.detection_album import CURVES, SHEET, draw_sheet
 from parhelion.recipes.detection_recipe import DetectionRecipe
 from parhelion.recipes.ingredients import check_same_images, choices_in_words, place, until_stopped
 from parhelion.recipes.lone_images import Size
-from parhelion.train import loop
+from parhelion.train import loop, parallel
 from parhelion.train.stopping import StopRequest
 
 # Of so many images headers take seconds, of which a user should hear.
@@ -147,6 +148,7 @@ class Detection(running.Task):
             "category_ids": list(self.source.category_ids),
             "annotations": len(self.train_images.annotation_ids),
             "readers": None,
+            "digest": digest(self.train_images),
         }
 
     def build(self) -> nn.Module:
@@ -195,7 +197,8 @@ class Detection(running.Task):
             # Without synchronised statistics each process has its own averages; those of the first are saved.
             for buffer in model.buffers():
                 buffer.copy_(broadcast(buffer))
-        found = detect.results(model, until_stopped(self._val_loader, stop), self.source.category_ids)
+        with parallel.agreed(accelerator):
+            found = detect.results(model, until_stopped(self._val_loader, stop), self.source.category_ids)
         if accelerator.num_processes > 1:
             parts = gather_object([found])
             found = sum_of(parts)

@@ -1,6 +1,6 @@
 """What a recipe is made of: its network, its batches, and the images that they come from."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -10,7 +10,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from parhelion.data.balance import Balanced, class_numbers
-from parhelion.data.loaders import make_loader
+from parhelion.data.identity import digest
+from parhelion.data.loaders import end_workers, make_loader
 from parhelion.data.samples import Share, Stream
 from parhelion.data.sources import Source
 from parhelion.data.transforms import eval_transform, train_transform
@@ -21,7 +22,7 @@ from parhelion.models.catalog import create_model, model_info
 from parhelion.recipes.classification_recipe import ClassificationRecipe
 from parhelion.recipes.recipe import Recipe
 from parhelion.train import loop
-from parhelion.train.stopping import StopRequest
+from parhelion.train.stopping import Stopped, StopRequest
 
 
 def untrained(recipe: ClassificationRecipe, source: Source) -> Classifier:
@@ -129,9 +130,23 @@ def image_facts(recipe: ClassificationRecipe, source: Source, accelerator: Accel
     """What tells a run's images from others without reading them, ready for JSON.
 
     readers: how many the shards of a stream are dealt out to; None where the images have an order of their own.
+    digest: of the training images' files; None where they have none.
     """
+    assert source.train is not None, "open the source with its train split"
     readers = accelerator.num_processes * max(1, recipe.workers) if isinstance(source.train, Stream) else None
-    return {"train_images": image_count(source.train), "class_names": list(source.class_names), "readers": readers}
+    return {
+        "train_images": image_count(source.train),
+        "class_names": list(source.class_names),
+        "readers": readers,
+        "digest": digest(source.train),
+    }
+
+
+def check_some_images(source: Source) -> None:
+    """Raise UserError where there is no image to train or to evaluate on."""
+    for images, kind in ((source.train, "training"), (source.val, "validation")):
+        if not image_count(images):
+            raise UserError(f"{source.name} has no {kind} image")
 
 
 def check_same_images(
@@ -150,6 +165,12 @@ def check_same_images(
             f"the run was begun with {begun['train_images']} training images, but {source} has {now['train_images']}; "
             "resume with the images it was begun with, or start another run"
         )
+    # Runs of older versions have none.
+    if begun.get("digest", now["digest"]) != now["digest"]:
+        raise UserError(
+            f"the run was begun with other training images than those of {source}: they are as many, but names or "
+            "sizes of files differ; resume with the images it was begun with, or start another run"
+        )
     if begun["readers"] != now["readers"]:
         note(
             f"the shards of {source} are dealt out anew, {now['readers']} ways instead of {begun['readers']} "
@@ -157,8 +178,17 @@ def check_same_images(
         )
 
 
-def until_stopped(loader: Iterable[loop.Batch], stop: StopRequest) -> Iterator[loop.Batch]:
+def until_stopped(loader: DataLoader[Any], stop: StopRequest) -> Iterator[loop.Batch]:
     """The batches; Stopped where somebody asks: a resumed run evaluates the epoch's checkpoint anew."""
-    for batch in loader:
-        stop.obey()
-        yield batch
+    batches = iter(loader)
+    try:
+        while True:
+            with stop.waiting():
+                batch = next(batches, None)
+            if batch is None:
+                return
+            stop.obey()
+            yield batch
+    except Stopped:
+        end_workers(loader)
+        raise

@@ -8,12 +8,22 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from parhelion.errors import UserError
+from parhelion.recipes.places import same_data, same_data_dir, same_start
 from parhelion.recipes.recipe import Recipe
 from parhelion.train import loop
 from parhelion.train.checkpoints import Checkpoint, Checkpoints
 from parhelion.train.environment import environment
 from parhelion.train.moving import Moving
-from parhelion.train.record import CHECKPOINTS, RunRecord, check_same_recipe, holds_run
+from parhelion.train.record import (
+    CHECKPOINTS,
+    FREE,
+    RunRecord,
+    check_same_recipe,
+    holds_run,
+    saved_recipe,
+    write_places,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +36,8 @@ class Begun:
     checkpoints: Checkpoints
     resumed: bool
     checkpoint: Checkpoint | None
+    # Whether it goes on with images that lie elsewhere, or are called otherwise.
+    moved: bool = False
 
     @property
     def state(self) -> loop.State:
@@ -53,15 +65,40 @@ def begin(
     Raises UserError where the run in `folder` was begun with another recipe, or by a newer parhelion.
     """
     checkpoints = Checkpoints(folder / CHECKPOINTS, accelerator, keep=recipe.keep)
-    resumed = resume and holds_run(folder)
-    if resumed:
-        check_same_recipe(folder, resolved, defaults=recipe.defaults())
+    if not (resume and holds_run(folder)):
+        return Begun(folder=folder, resolved=resolved, checkpoints=checkpoints, resumed=False, checkpoint=None)
+    saved = saved_recipe(folder)
+    start = saved.get("init_from") if same_start(saved, resolved) else resolved["init_from"]
+    # The images are compared themselves.
+    check_same_recipe(folder, {**resolved, "init_from": start}, free=(*FREE, "data"), defaults=recipe.defaults())
     return Begun(
         folder=folder,
         resolved=resolved,
         checkpoints=checkpoints,
-        resumed=resumed,
-        checkpoint=checkpoints.newest(note) if resumed else None,
+        resumed=True,
+        checkpoint=checkpoints.newest(note),
+        moved=not same_data(saved, resolved),
+    )
+
+
+def check_moved(begun: Begun, images: Mapping[str, Any], note: Callable[[str], None]) -> None:
+    """Raise UserError where a run would go on with a source of another name, and nothing tells that it is the same.
+
+    images: what tells the images now, which class names and numbers and, where both have one, digests agree with.
+    note: hears a sentence where the run is too old to have a digest of its images.
+    """
+    before = begun.images
+    if not begun.moved or not before or (before.get("digest") and images.get("digest")):
+        return
+    data, now = saved_recipe(begun.folder)["data"], begun.resolved["data"]
+    if "digest" in before:
+        raise UserError(
+            f"{begun.folder} was begun with another recipe: data was {data!r} and is {now!r}; resume with what it was "
+            "begun with, or start another run"
+        )
+    note(
+        f"{begun.folder} was begun with {data} and goes on with {now}: classes and number of images are the same, "
+        "and the run has no digest of them that could tell more"
     )
 
 
@@ -84,6 +121,8 @@ class Keeping(ABC):
         facts = environment(seed=seed, processes=self.accelerator.num_processes)
         if begun.resumed:
             complete = max(0, state.update - 1) // updates_per_epoch
+            if begun.moved or not same_data_dir(saved_recipe(begun.folder), begun.resolved):
+                write_places(begun.folder, begun.resolved)
             self.record = RunRecord.reopened(begun.folder, update=state.update, epochs=complete, environment=facts)
         else:
             self.record = RunRecord(begun.folder, recipe=begun.resolved, environment=facts)

@@ -45,9 +45,10 @@ class LoneImages:
             return
         side, alone = recipe.image_px, self._described(train_images)
         if not self._single.suffice(*self._padded((side, side))):
+            others = ", statistics of all processes (sync_bn)" if self._processes > 1 else ""
             raise UserError(
                 f"{alone}, and of one image of {side} pixels batch norm gets one value of each channel, where it needs "
-                "more; give a larger batch, fewer parts (accumulate), more images or larger ones (image_px)"
+                f"more; give a larger batch, fewer parts (accumulate){others}, more images or larger ones (image_px)"
             )
         note(
             f"{alone}: batch norm takes its statistics from that image alone; a larger batch, or fewer parts "

@@ -12,7 +12,7 @@ from timm.utils import ModelEmaV3
 from torch import nn
 
 from parhelion.errors import UserError
-from parhelion.recipes.recipe import Recipe
+from parhelion.recipes.recipe import EMA_WARMUP_POWER, Recipe
 from parhelion.train import loop, parallel
 from parhelion.train.moving import Moving
 from parhelion.train.optimization import (
@@ -70,7 +70,7 @@ def prepared(
     if recipe.sync_bn and accelerator.num_processes > 1:
         parallel.synchronise_batch_norms(trained)
     # One pass over all tensors cannot take whole buffers and parts of weights together.
-    ema = ModelEmaV3(trained, decay=recipe.ema_decay, foreach=not sharded) if recipe.ema_decay else None
+    ema = running_average(trained, recipe.ema_decay, foreach=not sharded) if recipe.ema_decay else None
     if sharded:
         for whole in (trained, *([ema.module] if ema else [])):
             parallel.shard(accelerator, whole, cast("Trainee", whole).bottlenecks)
@@ -84,6 +84,11 @@ def prepared(
         evaluated=ema.module if ema is not None and not sharded else model,
         sharded=sharded,
     )
+
+
+def running_average(model: nn.Module, decay: float, *, foreach: bool = True) -> ModelEmaV3:
+    """timm's running average of `model`, warmed up: a short run does not keep the weights that it began with."""
+    return ModelEmaV3(model, decay=decay, use_warmup=True, warmup_power=EMA_WARMUP_POWER, foreach=foreach)
 
 
 def frozen_parts(model: Trainee, count: int) -> Sequence[nn.Module]:

@@ -18,6 +18,12 @@ Rules: TypeAlias = Mapping[str, tuple[Callable[[Any], bool], str]]
 """By field: what must hold for its value, in code and in words."""
 
 
+EMA_WARMUP_POWER = 2 / 3
+"""The running average of the weights covers at most the last u^(2/3) updates after u of them: timm's warm-up."""
+# Below this share of the updates that `ema_decay` averages over, the run is too short for it.
+FAR_SHORTER = 0.1
+
+
 def share(value: float) -> bool:
     """Whether `value` is at least 0 and below 1."""
     return 0 <= value < 1
@@ -103,7 +109,8 @@ class Recipe(ABC):
     clip_norm: float = 0.0
     """Largest norm of all gradients together; 0 clips nothing."""
     ema_decay: float = 0.0
-    """Decay, per update, of a running average of the weights, which is then what is evaluated and saved; 0: none."""
+    """Decay, per update, of a running average of the weights, which is then what is evaluated and saved; 0: none. It
+    covers about the last 1 / (1 - ema_decay) updates, but after u updates at most u^(2/3)."""
     drop_path: float = 0.0
     """Probability that the last block skips its residual branch; earlier blocks less."""
     precision: Literal["no", "bf16", "fp16"] = "no"
@@ -184,7 +191,7 @@ class Recipe(ABC):
         self.check_together()
 
     def never_reached(self, updates: int) -> list[str]:
-        """A sentence for each setting of the schedule that acts only after `updates` updates, where the run ends.
+        """A sentence for each setting that acts in full only after `updates` updates, where the run ends.
 
         To be told, not refused: `--updates 3` on a long recipe is how it is tried out, and such a try should not need
         another schedule; yet a schedule that was meant to act must not fail to in silence.
@@ -193,10 +200,18 @@ class Recipe(ABC):
         beyond = {"drop_updates": ", ".join(map(str, dropped))} if dropped else {}
         if self.step_updates >= updates:
             beyond["step_updates"] = str(self.step_updates)
-        return [
+        sentences = [
             f"{field} is {value}, but the run ends after {updates} updates: the learning rate does not fall there"
             for field, value in beyond.items()
         ]
+        asked, covered = 1 / (1 - self.ema_decay), updates**EMA_WARMUP_POWER
+        if covered < FAR_SHORTER * asked:
+            fitting = 1 - float(f"{1 / covered:.1g}")
+            sentences.append(
+                f"ema_decay is {self.ema_decay}, an average over {asked:.0f} updates, but the run ends after {updates} "
+                f"updates; ema_decay {fitting:g}, over {1 / (1 - fitting):.0f}, acts in full there"
+            )
+        return sentences
 
     def check_together(self) -> None:
         """Raise UserError for the first fields that contradict each other."""

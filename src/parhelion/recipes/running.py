@@ -12,18 +12,19 @@ from accelerate import Accelerator
 from torch import nn
 from torch.utils.data import DataLoader
 
-from parhelion.data.loaders import go_to
-from parhelion.errors import UserError
+from parhelion.data.loaders import end_workers, go_to
+from parhelion.errors import UserError, printable
 from parhelion.models.adapt import Adaptation
-from parhelion.recipes.keeping import Begun, Keeping, begin
+from parhelion.recipes.keeping import Begun, Keeping, begin, check_moved
 from parhelion.recipes.lone_images import LoneImages, Size
 from parhelion.recipes.preparing import Prepared, Trainee, prepared
 from parhelion.recipes.recipe import Recipe
 from parhelion.seeds import seed_everything
 from parhelion.train import loop, parallel
 from parhelion.train.atomic import write_json
+from parhelion.train.lock import RunLock
 from parhelion.train.progress import Progress
-from parhelion.train.record import BEST, INIT, WEIGHTS, check_out, holds_run
+from parhelion.train.record import BEGUN_IN, BEST, INIT, WEIGHTS, RunRecord, check_out, holds_run
 from parhelion.train.stopping import Stopped, StopRequest
 from parhelion.train.trackers import Trackers, check_trackers, open_trackers
 
@@ -36,6 +37,7 @@ class Request:
     out: Path
     data_dir: Path | None = None
     download: bool = False
+    val_share: float | None = None
     init_from: str | None = None
     resume: bool = False
     track: Sequence[str] = ()
@@ -47,6 +49,9 @@ class Request:
             "data": self.data,
             "data_dir": self.data_dir and str(self.data_dir),
             "init_from": self.init_from,
+            BEGUN_IN: str(Path.cwd()),
+            # Where it is not given, recipes are as they were before it existed.
+            **({} if self.val_share is None else {"val_share": self.val_share}),
         }
 
 
@@ -73,6 +78,14 @@ class Task(ABC):
     @abstractmethod
     def images(self, accelerator: Accelerator) -> Mapping[str, Any]:
         """What tells the run's images from others without reading them, ready for JSON."""
+
+    def images_line(self) -> str | None:
+        """What was found, in a line to begin with; None where there is nothing to say."""
+        return None
+
+    def image_files(self) -> Mapping[str, Any]:
+        """By name, what files of JSON in the run's folder say about its images."""
+        return {}
 
     @abstractmethod
     def build(self) -> nn.Module:
@@ -110,7 +123,8 @@ class Task(ABC):
     def evaluate(self, epoch: int, accelerator: Accelerator, stop: StopRequest) -> "Scores":
         """Score the model after `epoch` epochs on all validation images, of which each process looks at its share.
 
-        Raises Stopped where `stop` is asked, UserError where a score is not finite.
+        Raises Stopped where `stop` is asked, UserError where a score is not finite or no process has an image; in all
+        processes if in one.
         """
 
     @abstractmethod
@@ -137,6 +151,8 @@ class Scores:
     values: Mapping[str, float]
     # A sentence for each image left out.
     skipped: tuple[str, ...] = ()
+    # What else is to be told, once.
+    notes: tuple[str, ...] = ()
 
 
 def run(recipe: Recipe, request: Request, task: Callable[[], Task]) -> dict[str, Any]:
@@ -144,21 +160,32 @@ def run(recipe: Recipe, request: Request, task: Callable[[], Task]) -> dict[str,
     recipe.check()
     check_trackers(request.track)
     accelerator = parallel.accelerator_for(recipe.precision)
+    with parallel.told_to_all(accelerator), RunLock(request.out) as lock:
+        return _run(recipe, request, task, accelerator, lock)
+
+
+def _run(
+    recipe: Recipe, request: Request, task: Callable[[], Task], accelerator: Accelerator, lock: RunLock
+) -> dict[str, Any]:
     out, quiet = request.out, request.quiet or not accelerator.is_main_process
-    if accelerator.is_main_process and not (request.resume and holds_run(out)):
-        check_out(out)
     note = _silent if quiet else _warn
+    with parallel.agreed(accelerator):
+        if accelerator.is_main_process:
+            # A run that goes on is locked before anything of it is read, a new one when its folder is made.
+            lock.take() if request.resume and holds_run(out) else check_out(out)
     resolved = {**recipe.as_dict(), **request.as_dict()}
-    begun = begin(out, resolved, accelerator, resume=request.resume, recipe=recipe, note=note)
-    doing = task()
-    doing.check_images(begun.images, accelerator, note)
-    # Equal weights in all processes.
-    seed_everything("weights", recipe.seed)
-    model = doing.build()
-    adaptation = None
-    if request.init_from is not None and begun.checkpoint is None:
-        adaptation = doing.initialise(request.init_from)
-    loader = doing.train_loader(accelerator)
+    with parallel.agreed(accelerator):
+        begun = begin(out, resolved, accelerator, resume=request.resume, recipe=recipe, note=note)
+        doing = task()
+        doing.check_images(begun.images, accelerator, note)
+        check_moved(begun, doing.images(accelerator), note)
+        # Equal weights in all processes.
+        seed_everything("weights", recipe.seed)
+        model = doing.build()
+        adaptation = None
+        if request.init_from is not None and begun.checkpoint is None:
+            adaptation = doing.initialise(request.init_from)
+        loader = doing.train_loader(accelerator)
     plan = _plan(recipe, batches=len(loader))
     for sentence in recipe.never_reached(plan.updates):
         note(sentence)
@@ -172,9 +199,13 @@ def run(recipe: Recipe, request: Request, task: Callable[[], Task]) -> dict[str,
     ready = prepared(recipe, accelerator, model, doing.losses(), plan)
     lone.check(doing.images(accelerator)["train_images"], note)
     running = Running(recipe, begun, doing, ready, why_not=lone.why_not, quiet=quiet)
-    state = running.open(seed=recipe.seed, updates_per_epoch=plan.updates_per_epoch)
-    if adaptation is not None:
-        running.note_start(adaptation)
+    with parallel.agreed(accelerator):
+        if accelerator.is_main_process and not begun.resumed:
+            lock.take()
+        state = running.open(seed=recipe.seed, updates_per_epoch=plan.updates_per_epoch)
+        running.note_images()
+        if adaptation is not None:
+            running.note_start(adaptation)
     with running.trackers(request.track), StopRequest() as stop:
         return running.fit(loader, plan, state, stop)
 
@@ -201,6 +232,16 @@ class Running(Keeping):
         for line in adaptation.lines():
             self._progress.line(line)
 
+    def note_images(self) -> None:
+        """Say which images were found, and keep what finds them again."""
+        if self.record is not None:
+            for name, content in self.task.image_files().items():
+                # A run that goes on has it, unless it was killed before.
+                if not (self.record.folder / name).exists():
+                    write_json(self.record.folder / name, content)
+        if line := self.task.images_line():
+            self._progress.line(line)
+
     def trackers(self, names: Sequence[str]) -> Trackers:
         """The trackers `names`, told what the run has recorded so far. Only the first process has any."""
         if self.record is not None:
@@ -212,8 +253,9 @@ class Running(Keeping):
     def fit(self, loader: DataLoader[Any], plan: loop.Plan, state: loop.State, stop: StopRequest) -> dict[str, Any]:
         """Train from `state` to the end, draw the pictures, and return the task's result with seconds and out."""
         recipe, out, self._stop = self.recipe, self.begun.folder, stop
-        if self.record is not None and not self.begun.resumed:
-            self.task.save(out / WEIGHTS)
+        with parallel.agreed(self.accelerator):
+            if self.record is not None and not self.begun.resumed:
+                self.task.save(out / WEIGHTS)
         self._progress = Progress((plan.updates - state.update) * recipe.batch, quiet=self._progress.quiet)
         if state.update:
             self._progress.line(f"going on with {out} after update {state.update} of {plan.updates}")
@@ -240,14 +282,16 @@ class Running(Keeping):
                     )
                 )
         except KeyboardInterrupt:
+            end_workers(loader)
             raise KeyboardInterrupt(f"stopped at once; parhelion train --resume {out} goes on") from None
         except Stopped as stopped:
-            raise Stopped(stopped.code, f"stopped; parhelion train --resume {out} goes on") from None
+            end_workers(loader)
+            raise Stopped(stopped.code, f"{stopped}; parhelion train --resume {out} goes on") from None
         seconds = time.perf_counter() - started
-        if self.record is not None:
-            self.task.draw(out, self.record.rows)
-            self._progress.line(f"weights, metrics and pictures are in {out}")
-        self.accelerator.wait_for_everyone()
+        with parallel.agreed(self.accelerator):
+            if self.record is not None:
+                self.task.draw(out, self.record.rows)
+                self._progress.line(f"weights, metrics and pictures are in {out}")
         return {**self.task.result(), "seconds": seconds, "out": str(out)}
 
     def end_epoch(self, epoch: loop.Epoch) -> None:
@@ -255,19 +299,24 @@ class Running(Keeping):
         self.ready.gather()
         scores = self.task.evaluate(epoch.epoch, self.accelerator, self._stop)
         row = self._row(epoch, scores)
-        if self.record is not None:
-            folder, best_by = self.record.folder, self.task.best_by
-            before = [earlier[best_by] for earlier in self.record.rows]
-            self.task.save(folder / WEIGHTS)
-            if row[best_by] > max(before, default=-1.0):
-                self.task.save(folder / BEST)
-            self.record.add(row)
-        self._trackers.add(row, epoch.epoch)
-        for sentence in (*epoch.skipped, *scores.skipped):
+        with parallel.agreed(self.accelerator):
+            if self.record is not None:
+                self._keep_epoch(self.record, row)
+            self._trackers.add(row, epoch.epoch)
+        told = [f"skipped: {sentence}" for sentence in (*epoch.skipped, *scores.skipped)]
+        for sentence in (*told, *scores.notes):
             if sentence not in self._noted:
-                self._progress.line(f"skipped: {sentence}")
+                self._progress.line(sentence)
                 self._noted.add(sentence)
         self._progress.line(self._line(row))
+
+    def _keep_epoch(self, record: RunRecord, row: Mapping[str, Any]) -> None:
+        best_by = self.task.best_by
+        before = [earlier[best_by] for earlier in record.rows]
+        self.task.save(record.folder / WEIGHTS)
+        if row[best_by] > max(before, default=-1.0):
+            self.task.save(record.folder / BEST)
+        record.add(row)
 
     def _row(self, epoch: loop.Epoch, scores: Scores) -> dict[str, Any]:
         return {
@@ -291,7 +340,7 @@ class Running(Keeping):
 
 
 def _warn(sentence: str) -> None:
-    print(f"parhelion: {sentence}", file=sys.stderr, flush=True)
+    print(printable(f"parhelion: {sentence}"), file=sys.stderr, flush=True)
 
 
 def _silent(_sentence: str) -> None:

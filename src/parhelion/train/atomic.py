@@ -9,7 +9,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from parhelion.errors import UserError
+from parhelion.errors import UserError, printable
 
 
 @contextmanager
@@ -42,8 +42,11 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Replace `path` by `value` as indented JSON in one step; NaN and infinity are refused by ValueError."""
-    write_text(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+    """Replace `path` by `value` as indented JSON in one step; NaN and infinity are refused by ValueError.
+
+    Names of files that are no text come back as they were.
+    """
+    write_text(path, printable(json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False)) + "\n")
 
 
 def flush_to_disk(path: Path) -> None:

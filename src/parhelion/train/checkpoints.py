@@ -24,7 +24,7 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor
 from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 
-from parhelion.errors import UserError
+from parhelion.errors import UserError, printable
 from parhelion.train.atomic import flush_to_disk
 
 FORMAT_VERSION = 1
@@ -93,7 +93,7 @@ class Checkpoints:
         files = {path.name: _sum(path) for path in sorted(temporary.iterdir())}
         state = {"format": FORMAT_VERSION, "files": files, "facts": dict(facts)}
         state["sum"] = _sum_of_state(state)
-        text = json.dumps(state, indent=1, allow_nan=False, ensure_ascii=False)
+        text = printable(json.dumps(state, indent=1, allow_nan=False, ensure_ascii=False))
         (temporary / STATE).write_text(text, encoding="utf-8")
         for path in (*temporary.iterdir(), temporary):
             flush_to_disk(path)

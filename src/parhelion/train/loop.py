@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
+from itertools import chain, islice
 from typing import Any, Protocol
 
 import torch
@@ -16,7 +17,7 @@ from parhelion.errors import UserError
 from parhelion.seeds import seed_everything
 from parhelion.train.optimization import Optimization
 from parhelion.train.progress import Progress
-from parhelion.train.stopping import StopRequest
+from parhelion.train.stopping import Stopped, StopRequest
 
 Batch = dict[str, Any]
 Losses = Callable[[nn.Module, Batch], dict[str, Tensor]]
@@ -157,7 +158,7 @@ def train(run: Training) -> None:
     while state.update < plan.updates or state.images:
         under_way = state.images > 0
         epoch = plan.epoch(state.update - 1 if under_way else state.update)
-        watch, clock = LossWatch(run), Clock(state)
+        watch, clock = LossWatch(run), Clock(state, run.stop)
         # A run may have been stopped between the checkpoint of an epoch's last update and its evaluation.
         if not (under_way and plan.ends_epoch(state.update)):
             _run_epoch(run, epoch, watch, clock)
@@ -176,18 +177,37 @@ def _run_epoch(run: Training, epoch: int, watch: "LossWatch", clock: "Clock") ->
     parts = iter(clock.timed(run.batches(epoch - 1, done * plan.accumulate)))
     ended = False
     while not ended:
-        images = _update(run, parts, watch)
+        first = _first_part(run, epoch, parts, watch, clock)
+        images = _update(run, chain(first, parts), watch)
         run.progress.advance(images * run.accelerator.num_processes, f"epoch {epoch}{watch.latest}")
         ended = plan.ends_epoch(state.update)
         periodic = plan.checkpoint_updates > 0 and state.update % plan.checkpoint_updates == 0
         must_stop = watch.must_stop(run.stop)
         if ended or periodic or must_stop:
-            watch.read()
-            clock.stamp()
-            _check_weights(run.step, epoch)
-            run.keeper.checkpoint(state)
+            _save(run, epoch, watch, clock)
         if must_stop and not ended:
             run.stop.obey(agreed=True)
+
+
+def _first_part(run: Training, epoch: int, parts: Iterator[Batch], watch: "LossWatch", clock: "Clock") -> list[Batch]:
+    """The next batch, if there is one. Where this process is asked to stop and no batch comes, it saves first."""
+    try:
+        return list(islice(parts, 1))
+    except Stopped:
+        # Of the next update nothing is done yet. Several processes cannot save, as they are not at the same point.
+        if run.accelerator.num_processes == 1:
+            watch.read()
+            # Without images of this epoch there is nothing that is not saved.
+            if run.state.images:
+                _save(run, epoch, watch, clock)
+        raise
+
+
+def _save(run: Training, epoch: int, watch: "LossWatch", clock: "Clock") -> None:
+    watch.read()
+    clock.stamp()
+    _check_weights(run.step, epoch)
+    run.keeper.checkpoint(run.state)
 
 
 def _update(run: Training, parts: Iterator[Batch], watch: "LossWatch") -> int:
@@ -226,7 +246,8 @@ def _move(run: Training) -> None:
         run.accelerator.clip_grad_norm_(run.step.parameters(), optimization.clip_norm)
     optimization.optimizer.step()
     if optimization.ema is not None:
-        optimization.ema.update(optimization.ema_source)
+        # Its decay follows from the number of this update, so that a resumed run averages alike.
+        optimization.ema.update(optimization.ema_source, step=run.state.update + 1)
 
 
 def _gradients_stay_here(run: Training) -> Any:
@@ -240,8 +261,8 @@ def _gradients_stay_here(run: Training) -> Any:
 class Clock:
     """Seconds of the epoch under way, those before an interruption included, and how many went by waiting for data."""
 
-    def __init__(self, state: State) -> None:
-        self._state = state
+    def __init__(self, state: State, stop: StopRequest) -> None:
+        self._state, self._stop = state, stop
         self._started = time.perf_counter()
 
     def stamp(self) -> None:
@@ -251,12 +272,13 @@ class Clock:
         self._started = now
 
     def timed(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """The batches; the time each takes to arrive counts as waited."""
+        """The batches; the time each takes to arrive counts as waited. Raises Stopped as `StopRequest.waiting` does."""
         waiting = iter(batches)
         while True:
             asked = time.perf_counter()
             try:
-                batch = next(waiting)
+                with self._stop.waiting():
+                    batch = next(waiting)
             except StopIteration:
                 return
             finally:
@@ -330,7 +352,8 @@ class LossWatch:
 def _ended(state: State, epoch: int, clock: Clock) -> Epoch:
     if not state.images and state.skipped:
         raise UserError(
-            f"epoch {epoch} had no image to train on: {len(state.skipped)} were skipped; the first: {state.skipped[0]}"
+            f"epoch {epoch} had no image to train on: all {len(state.skipped)} were left out; the first: "
+            f"{state.skipped[0]}"
         )
     if not state.images:
         raise UserError(f"epoch {epoch} had no batch to train on; give more images or a smaller batch")

@@ -45,6 +45,7 @@ class Moving:
             # LAMB counts its steps in a tensor of the group.
             "counters": [{k: v.item() for k, v in group.items() if isinstance(v, Tensor)} for group in groups],
             "scaler": scaler.state_dict() if scaler is not None else None,
+            "ema_warmup": self.optimization.ema is not None and self.optimization.ema.use_warmup,
         }
 
     def restore(self, checkpoint: Checkpoint) -> None:
@@ -79,6 +80,9 @@ class Moving:
             group.update(numbers, **{key: torch.tensor(value) for key, value in counters.items()})
         if self.accelerator.scaler is not None and facts["scaler"]:
             self.accelerator.scaler.load_state_dict(facts["scaler"])
+        if self.optimization.ema is not None:
+            # Averages were not always warmed up; a run that began without goes on without.
+            self.optimization.ema.use_warmup = facts.get("ema_warmup", False)
 
     @property
     def _optimizer(self) -> torch.optim.Optimizer:

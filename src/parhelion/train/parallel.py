@@ -1,8 +1,10 @@
 """Several processes on one run: DDP through Accelerate, FSDP2, and batch statistics over all of them."""
 
+import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, Literal
 from uuid import uuid4
@@ -11,14 +13,18 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from parhelion.errors import UserError
+from parhelion.train.stopping import Stopped
 
 Sharding = Literal["none", "fsdp"]
+# Where a process that stops leaves its reason for those that wait for it.
+REASON = "parhelion/reason"
 
 
 def accelerator_for(precision: Literal["no", "bf16", "fp16"]) -> Accelerator:
@@ -72,6 +78,64 @@ def agree_on_attempt(store: dist.Store, rank: int, processes: int) -> str:
         if mine in store.get(f"{name}/members").decode().split():
             return name
         time.sleep(0.05)
+
+
+@contextmanager
+def agreed(accelerator: Accelerator) -> Iterator[None]:
+    """Do the block in every process; the UserError or Stopped that one process raises is raised in all.
+
+    For what a process does by itself and may fail at, before the next collective operation. All processes must enter.
+    """
+    reason: tuple[int, str] | None = None
+    try:
+        yield
+    except (UserError, Stopped) as error:
+        if accelerator.num_processes == 1:
+            raise
+        reason = _reason(error)
+    if accelerator.num_processes > 1:
+        reasons = gather_object([reason])
+        # Its own sentence first; most of the time all have the same.
+        first = reason or next((other for other in reasons if other is not None), None)
+        if first is not None:
+            raise _error(first)
+
+
+@contextmanager
+def told_to_all(accelerator: Accelerator) -> Iterator[None]:
+    """Let the others know why this process stops in the block; one that waited for it then stops for the same reason.
+
+    Without it they would end with a traceback about a closed connection. For what `agreed` would cost a collective
+    operation in every update. Where operations do not fail when a process ends (NCCL), the launcher ends the others.
+    """
+    if accelerator.num_processes == 1:
+        yield
+        return
+    store = dist.distributed_c10d._get_default_store()
+    try:
+        yield
+    except (UserError, Stopped) as error:
+        # The process that holds the store may be gone.
+        with suppress(RuntimeError):
+            store.set(REASON, json.dumps(_reason(error)))
+        raise
+    except RuntimeError as error:
+        reason = None
+        with suppress(RuntimeError):
+            reason = json.loads(store.get(REASON)) if store.check([REASON]) else None
+        if reason is None:
+            raise
+        raise _error(reason) from error
+
+
+def _reason(error: UserError | Stopped) -> tuple[int, str]:
+    """An exit code, 0 for a UserError, and the sentence: what another process can raise it from."""
+    return error.code if isinstance(error, Stopped) else 0, str(error)
+
+
+def _error(reason: Sequence[Any]) -> UserError | Stopped:
+    code, sentence = reason
+    return Stopped(code, sentence) if code else UserError(sentence)
 
 
 def shard(accelerator: Accelerator, model: nn.Module, units: Sequence[nn.Module]) -> nn.Module:

@@ -5,6 +5,8 @@ import time
 from types import TracebackType
 from typing import Any
 
+from parhelion.errors import printable
+
 # Elsewhere than on a terminal: a line for each tenth of the work, and not more often than this.
 PLAIN_TENTHS = 10
 PLAIN_SECONDS = 10.0
@@ -52,6 +54,7 @@ class Progress:
 
     def line(self, text: str) -> None:
         """Print `text` above the bar, to stay."""
+        text = printable(text)
         if self._bar is not None:
             self._bar.console.print(text, highlight=False, markup=False, soft_wrap=True)
         elif not self.quiet:

@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from parhelion.errors import UserError
+from parhelion.errors import UserError, printable
 from parhelion.train.atomic import flush_to_disk, write_json, write_text
 
 RECIPE = "recipe.json"
@@ -17,11 +17,18 @@ BEST = "best.safetensors"
 INIT = "init.json"
 CHECKPOINTS = "checkpoints"
 # What may change when a run is resumed, since nothing computed depends on it; the images are compared themselves.
-FREE = ("workers", "keep", "checkpoint_updates", "data_dir")
+# The folder from which a run's paths are meant is there too.
+BEGUN_IN = "begun_in"
+FREE = ("workers", "keep", "checkpoint_updates", "data_dir", BEGUN_IN)
+# What says where a run's images and first weights lie.
+PLACES = ("data", "data_dir", "init_from", BEGUN_IN)
 
 
 def check_out(folder: Path) -> None:
-    """Raise UserError where `folder` cannot become a new run: it holds one already, or is a file."""
+    """Raise UserError where `folder` cannot become a new run: it holds one already, is a file, or no text."""
+    if printable(str(folder)) != str(folder):
+        # Safetensors would write there, and not read what it wrote.
+        raise UserError(f"--out {folder} is a name that is not UTF-8; name another folder")
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--out {folder} is a file; name a folder that does not exist yet")
     for name in (RECIPE, METRICS, WEIGHTS):
@@ -63,6 +70,8 @@ def check_same_recipe(
     defaults: what a run had where its recipe is older than a field.
     """
     saved, ours = saved_recipe(folder), json.loads(json.dumps(dict(recipe)))
+    # A share of the images to hold out is written only where it is given.
+    ours.setdefault("val_share", None)
     saved = {**json.loads(json.dumps(dict(defaults))), **saved}
     unknown = sorted(saved.keys() - ours.keys())
     if unknown:
@@ -77,6 +86,11 @@ def check_same_recipe(
             f"{folder} was begun with another recipe: {differences}; resume with what it was begun with, or start "
             "another run"
         )
+
+
+def write_places(folder: Path, recipe: Mapping[str, Any]) -> None:
+    """Let the run in `folder` have its images and first weights where `recipe` has them; all else stays."""
+    write_json(folder / RECIPE, {**saved_recipe(folder), **{name: recipe[name] for name in PLACES}})
 
 
 class RunRecord:

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 from accelerate import PartialState
 from accelerate.tracking import GeneralTracker, TensorBoardTracker, WandBTracker
 
-from parhelion.errors import UserError, nearest
+from parhelion.errors import UserError, nearest, printable
 from parhelion.train.atomic import write_text
 
 NAMES = ("tensorboard", "wandb")
@@ -79,7 +79,8 @@ def open_trackers(
     `folder/wandb`, for `wandb sync`; WANDB_PROJECT replaces the project `parhelion`. It never asks anything.
 
     config: JSON values that are shown beside the metrics.
-    past: for a run that goes on: points after its last step, from before the interruption, do not stay.
+    past: for a run that goes on: what TensorBoard shows up to there is written anew from it, and points after its
+        last step, from before the interruption, do not stay.
 
     Raises UserError as `check_trackers` does, and where W&B cannot start.
     """
@@ -98,15 +99,23 @@ def open_trackers(
 
 
 def _tensorboard(folder: Path, run_name: str, config: Mapping[str, Any], past: Past) -> GeneralTracker:
-    tracker = TensorBoardTracker("", folder / TENSORBOARD, purge_step=past[-1][0] + 1 if past else 0)
+    place = folder / TENSORBOARD
+    # TensorBoard reads files in the order of their names, which begin with the time: after the clock was set back it
+    # would take the new points for the older ones, and drop the others.
+    before = list(place.glob("events.out.tfevents.*"))
+    tracker = TensorBoardTracker("", place, purge_step=0)
     try:
         tracker.start()
-    except OSError as error:
-        raise UserError(f"cannot write {folder / TENSORBOARD}: {error.strerror or error}") from error
-    if not past:
         # Markdown takes indented lines for code.
-        text = json.dumps(config, indent=4, ensure_ascii=False)
-        tracker.writer.add_text(run_name, "\n".join(f"    {line}" for line in text.splitlines()))
+        text = printable(json.dumps(config, indent=4, ensure_ascii=False))
+        tracker.writer.add_text(printable(run_name), "\n".join(f"    {line}" for line in text.splitlines()))
+        for step, row in past:
+            tracker.log(dict(row), step=step)
+        tracker.writer.flush()
+        for file in before:
+            file.unlink()
+    except OSError as error:
+        raise UserError(f"cannot write {place}: {error.strerror or error}") from error
     return tracker
 
 
@@ -126,8 +135,8 @@ def _wandb(folder: Path, run_name: str, config: Mapping[str, Any], past: Past) -
         os.environ.get("WANDB_PROJECT", "parhelion"),
         dir=str(folder),
         id=identity,
-        name=run_name,
-        config=dict(config),
+        name=printable(run_name),
+        config={name: printable(value) if isinstance(value, str) else value for name, value in config.items()},
         # Offline it has no say, and W&B would complain.
         resume=None if _is_offline() else "allow",
         # What the run prints stays with the run.

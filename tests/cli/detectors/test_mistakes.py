@@ -11,7 +11,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 def test_options_of_the_other_task_are_refused(capsys, refused, run, classifier, data, images, tmp_path):
     evaluate, predict = ("evaluate", run, "--data", data), ("predict", run, images[0])
-    for option in (("--data-dir", tmp_path), ("--download",)):
+    for option in (("--data-dir", tmp_path), ("--download",), ("--out", tmp_path / "x")):
         assert f"{option[0]} is for a classifier, which this checkpoint is not" in refused(*evaluate, *option)
     assert "--batch is for a classifier" in refused(*predict, "--batch", "2")
     evaluate, predict = ("evaluate", classifier, "--data", "bundled"), ("predict", classifier, images[0])
@@ -37,7 +37,7 @@ def test_options_of_the_other_task_are_refused(capsys, refused, run, classifier,
         (("evaluate", "{tmp}", "--data", "{data}"), "holds no weights.safetensors"),
         (("predict", "{tmp}", "{image}"), "holds no weights.safetensors"),
         (("predict", "{run}"), "needs one IMAGE or more"),
-        (("predict", "{run}", "{tmp}"), "is a folder; name image files"),
+        (("predict", "{run}", "{tmp}"), "there are no images in"),
         (("predict", "{run}", "{image}", "nowhere.jpg"), "there is no image nowhere.jpg"),
         (("predict", "{run}", "{image}", "--min-score", "1.5"), "min_score is 1.5"),
         (("predict", "{run}", "{image}", "--min-score", "nan"), "min_score is nan"),

@@ -92,11 +92,32 @@ def test_grey_and_transparent_images_are_looked_at_too(capsys, run, images, tmp_
     assert len(json.loads(printed(capsys, "predict", run, *given, "--json", "--out", tmp_path / "out"))) == 3
 
 
-def test_a_corrupt_image_is_refused_or_skipped_and_said(capsys, refused, run, images, tmp_path):
+def test_folders_give_all_images_but_the_pictures_drawn_before(capsys, run, images, tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for image in images[:2]:
+        shutil.copy(image, folder)
+    words = ("predict", run, folder, "--out", folder / "drawn", "--min-score", "0.1")
+    said = json.loads(printed(capsys, *words, "--json"))
+    assert [row["image"] for row in said] == [str(folder / image.name) for image in images[:2]]
+    assert len(list((folder / "drawn").iterdir())) == 2
+    assert [json.loads(line) for line in printed(capsys, *words, "--jsonl").splitlines()] == said
+
+
+def test_a_corrupt_image_loses_no_answer(capsys, run, images, tmp_path):
     bad = tmp_path / "bad.jpg"
     Image.new("RGB", (30, 20), "red").save(bad)
     truncate(bad)
-    assert "bad.jpg" in refused("predict", run, bad, images[0])
+    capsys.readouterr()
+    file = tmp_path / "found.json"
+    words = (bad, images[0], "--results", file, "--min-score", "0")
+    assert main(["predict", str(run), *map(str, words)]) == 2
+    said = capsys.readouterr()
+    assert said.out.startswith(f"{images[0]}\t")
+    assert "cannot read the image" in said.err.splitlines()[0]
+    assert "1 of 2 images could not be read" in said.err
+    # The second of the images named.
+    assert {entry["image_id"] for entry in json.loads(file.read_text())} == {2}
     words = (bad, images[0], "--on-bad-image", "skip", "--out", tmp_path / "out", "--json")
     capsys.readouterr()
     assert main(["predict", str(run), *map(str, words)]) == 0

@@ -24,7 +24,7 @@ def axial_attention_cpu(q: Tensor, v: Tensor, table: Tensor, plus: Tensor | None
     are copied first. Second derivatives are not available.
     """
     length = q.shape[1 if axis == "h" else 2]
-    spare = table.shape[0] // 2 - (length - 1)
+    spare = (table.shape[0] + 1) // 2 - length
     return _forward(q, v, table[spare : spare + 2 * length - 1].to(q.dtype).float().contiguous(), plus, axis == "h")
 
 

@@ -14,52 +14,55 @@ def halo_attention_reference(
     tables: tuple[Tensor, Tensor] | None,
     window: Window,
 ) -> Float[Tensor, "b qh qw n e"]:
-    """Gather every window, then attend. Letters: block (y, x), query (i, j) in it, key (a, c) in its window."""
-    block, halo = window.block, window.halo
-    tiles = _blocks(q * window.scale, window.queries)
-    logits = torch.einsum("byixjnd,byxacnd->byxnijac", tiles, _windows(k, block, halo))
+    """Gather every window, then attend. Letters: block and head z, query (i, j) in it, key (a, c) in its window.
+
+    Sizes are never compared, not even with 1, so that torch.export makes one program for all of them.
+    """
+    block, halo, side, queries = window.block, window.halo, window.side, window.queries
+    blocks = ((k.shape[1] - 1) // block + 1, (k.shape[2] - 1) // block + 1)
+    tiles = _squares(q * window.scale, blocks, queries, step=queries)
+    keys, values = (_squares(x, blocks, side, step=block, before=halo) for x in (k, v))
+    logits = torch.einsum("zijd,zacd->zijac", tiles, keys)
     if tables is not None:
         logits = logits + _relative_logits(tiles, tables, window)
     if window.border == "masked":
-        rows, cols = (_inside(size, window, q.device) for size in k.shape[1:3])
-        seen = rows[:, None, None, None, None, :, None] & cols[:, None, None, None, None, :]
-        logits = logits.masked_fill(~seen, float("-inf"))
+        seen = _squares(torch.ones_like(k[..., :1]), blocks, side, step=block, before=halo)
+        logits = logits.masked_fill(seen.view(-1, 1, 1, side, side) == 0, float("-inf"))
     weights = logits.flatten(-2).softmax(dim=-1).view_as(logits).to(v.dtype)
-    out = torch.einsum("byxnijac,byxacne->byixjne", weights, _windows(v, block, halo))
-    return out.flatten(3, 4).flatten(1, 2)[:, : q.shape[1], : q.shape[2]].to(v.dtype)
+    return _map(torch.einsum("zijac,zace->zije", weights, values), blocks, q.shape[:4]).to(v.dtype)
 
 
-def _blocks(x: Float[Tensor, "b h w n d"], block: int) -> Float[Tensor, "b y i x j n d"]:
-    """The map in whole blocks, (b, blocks_h, block, blocks_w, block, n, d); zeros where it had to be rounded up."""
-    beyond_h, beyond_w = (-size % block for size in x.shape[1:3])
-    x = F.pad(x, (0, 0, 0, 0, 0, beyond_w, 0, beyond_h))
-    return x.unflatten(2, (-1, block)).unflatten(1, (-1, block))
+def _squares(
+    x: Float[Tensor, "b h w n d"], blocks: tuple[int, int], side: int, *, step: int, before: int = 0
+) -> Float[Tensor, "z a c d"]:
+    """A square of side x side pixels for every block and head, from `before` pixels on; zeros outside the image."""
+    after = side - 1 - before
+    x = F.pad(x, (0, 0, 0, 0, before, after, before, after))
+    _, _, w, heads, _ = x.shape
+    # In one axis, which is never 1 pixel long: (block head a c).
+    count = torch.arange(blocks[0] * blocks[1] * heads * side * side, device=x.device)
+    block, head = count // (heads * side * side), count // (side * side) % heads
+    row, col = block // blocks[1] * step + count // side % side, block % blocks[1] * step + count % side
+    pixels = x.flatten(1, 3).index_select(1, (row * w + col) * heads + head)
+    return pixels.flatten(0, 1).unflatten(0, (-1, side, side))
 
 
-def _windows(x: Float[Tensor, "b h w n d"], block: int, halo: int) -> Float[Tensor, "b y x a c n d"]:
-    """Every block with its halo, (b, blocks_h, blocks_w, window_h, window_w, n, d); zeros outside the image."""
-    rows, cols = (_window_pixels(size, block, halo, x.device) + halo for size in x.shape[1:3])
-    beyond_h, beyond_w = (-size % block + halo for size in x.shape[1:3])
-    x = F.pad(x, (0, 0, 0, 0, halo, beyond_w, halo, beyond_h))
-    pixels = rows[:, None, :, None] * x.shape[2] + cols[None, :, None, :]
-    return x.flatten(1, 2).index_select(1, pixels.flatten()).unflatten(1, pixels.shape)
-
-
-def _window_pixels(size: int, block: int, halo: int, device: torch.device) -> Tensor:
-    """The pixel (blocks, window) that each window sees along an axis; negative or beyond `size` is outside."""
-    starts = torch.arange(-(-size // block), device=device) * block - halo
-    return starts[:, None] + torch.arange(block + 2 * halo, device=device)
-
-
-def _inside(size: int, window: Window, device: torch.device) -> Tensor:
-    """Which keys (blocks, window) of an axis lie inside the image."""
-    pixels = _window_pixels(size, window.block, window.halo, device)
-    return (pixels >= 0) & (pixels < size)
+def _map(x: Float[Tensor, "z i j e"], blocks: tuple[int, int], size: tuple[int, ...]) -> Float[Tensor, "b h w n e"]:
+    """The blocks side by side, cut to `size`: images, rows, columns and heads."""
+    batch, h, w, heads = size
+    side = x.shape[1]
+    count = torch.arange(h * w * heads, device=x.device)
+    row, col, head = count // (w * heads), count // heads % w, count % heads
+    block = row // side * blocks[1] + col // side
+    place = ((block * heads + head) * side + row % side) * side + col % side
+    pixels = x.reshape(batch, blocks[0] * blocks[1] * heads * side * side, x.shape[3])
+    # In two steps, whose sizes torch.export sees to fit.
+    return pixels.index_select(1, place).unflatten(1, (h * w, heads)).unflatten(1, (h, w))
 
 
 def _relative_logits(
-    q: Float[Tensor, "b y i x j n d"], tables: tuple[Tensor, Tensor], window: Window
-) -> Float[Tensor, "b y x n i j a c"]:
+    q: Float[Tensor, "z i j d"], tables: tuple[Tensor, Tensor], window: Window
+) -> Float[Tensor, "z i j a c"]:
     """Each axis reads its own table at the offset key - step * query, whose lowest value is row 0."""
     queries = torch.arange(window.queries, device=q.device) * window.step
     keys = torch.arange(window.side, device=q.device)
@@ -67,6 +70,6 @@ def _relative_logits(
     embeddings_h, embeddings_w = (table.to(q.dtype)[rows] for table in tables)
     split = table_widths(q.shape[-1], window.relative)
     q_h, q_w = q.split(split, dim=-1) if window.relative == "halves" else (q, q)
-    logits_h = torch.einsum("byixjnd,iad->byxnija", q_h, embeddings_h)
-    logits_w = torch.einsum("byixjnd,jcd->byxnijc", q_w, embeddings_w)
+    logits_h = torch.einsum("zijd,iad->zija", q_h, embeddings_h)
+    logits_w = torch.einsum("zijd,jcd->zijc", q_w, embeddings_w)
     return logits_h[..., :, None] + logits_w[..., None, :]
