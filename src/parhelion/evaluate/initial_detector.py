@@ -1,6 +1,6 @@
 """Weights for a detector to start from: a backbone's from classification, or a whole detector's."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -38,9 +38,10 @@ def initialise_detector(model: nn.Module, spec: str, *, class_names: Sequence[st
     it was.
     """
     body: Any = model.get_submodule(BODY.rstrip("."))
-    if spec.startswith(TORCHVISION):
-        return _of_torchvision(model, body, spec, class_names)
     normalised = _normalised(model)
+    if spec.startswith(TORCHVISION):
+        adaptation = _of_torchvision(model, body, spec, class_names)
+        return replace(adaptation, notes=normalisation_notes(spec, (IMAGENET_MEAN, IMAGENET_STD), normalised))
     is_path = not spec.startswith((HUB, TIMM)) and bool(spec) and Path(spec).exists()
     if is_path and _is_detector(Path(spec)):
         detector = load_detector(Path(spec))
@@ -78,7 +79,7 @@ class _Given:
     prefix: str
     same_classes: bool
     # What differs besides the tensors, see `Adaptation`.
-    choices: tuple[str, ...]
+    choices: tuple[str, ...] = ()
     # Tensors that are not as they were: how that came, and their shape before.
     adapted: Mapping[str, tuple[str, tuple[int, ...]]] = field(default_factory=dict)
     advice: str = "give the same backbone and widths"
@@ -109,7 +110,6 @@ def _of_detector(model: nn.Module, body: Any, label: str, detector: Detector, cl
     weights = detector.model.state_dict()
     check_finite(label, weights)
     theirs: Any = detector.model.get_submodule(BODY.rstrip("."))
-    scaling: Any = detector.model.transform
     both_ours = all(isinstance(getattr(one, "model", None), ResNet) for one in (body, theirs))
     prefix = f"{BODY}model."
     of_body = (
@@ -129,7 +129,6 @@ def _of_detector(model: nn.Module, body: Any, label: str, detector: Detector, cl
         body=of_body,
         prefix=prefix,
         same_classes=tuple(class_names) == detector.class_names,
-        choices=tuple(_other_pixels(scaling.image_mean, scaling.image_std, model)),
     )
     return _filled(model, body, given)
 
@@ -169,10 +168,7 @@ def _of_torchvision(model: nn.Module, body: Any, spec: str, class_names: Sequenc
         body=of_body if is_ours else None,
         prefix=BODY,
         same_classes=same_classes,
-        choices=(
-            f"eps of batch norms {theirs.eps} -> that of the backbone, their weights scaled to compute the same",
-            *_other_pixels(IMAGENET_MEAN, IMAGENET_STD, model),
-        ),
+        choices=(f"eps of batch norms {theirs.eps} -> that of the backbone, their weights scaled to compute the same",),
         adapted=adapted,
         advice="give a ResNet-50 without norms in its heads and with torchvision's widths, 256, 1024 and 256",
     )
@@ -187,14 +183,6 @@ def _with_eps_of(model: nn.Module, weights: Mapping[str, Tensor], eps: float) ->
         if variance is not None and hasattr(norm, "eps"):
             scaled[f"{path}.weight"] = weights[f"{path}.weight"] * ((variance + norm.eps) / (variance + eps)).sqrt()
     return scaled
-
-
-def _other_pixels(mean: Sequence[float], std: Sequence[float], model: Any) -> Iterator[str]:
-    """A phrase for each number by which the images of `model` are normalised otherwise than by `mean` and `std`."""
-    for name, before in (("image_mean", mean), ("image_std", std)):
-        after = getattr(model.transform, name)
-        if list(before) != list(after):
-            yield f"{name} {list(before)} -> {list(after)}"
 
 
 def _reports(given: _Given, name: str, wanted: Tensor | None) -> list[TensorReport]:
