@@ -11,7 +11,7 @@ import pytest
 import timm
 import torch
 from error_budget import assert_as_exact_as
-from timm.models.byobnet import ByobNet, ByoBlockCfg, ByoModelCfg
+from timm.models.byobnet import ByoBlockCfg, ByobNet, ByoModelCfg
 from torch import Tensor, nn
 from torch.export import Dim
 from torch.testing import assert_close
