@@ -20,13 +20,14 @@ from parhelion.evaluate.networks import (
     Network,
     at_precision,
     gradients,
-    in_plain_pytorch,
     noise,
     settled,
     split,
 )
 from parhelion.evaluate.speed import Candidate, Precision, Run, not_as_exact, not_finite
 from parhelion.models.fold import fold
+from parhelion.models.reference import reference
+from parhelion.ops.implementation import Implementation
 
 # Weight of each residual branch's last norm. With one, untrained attention multiplies roundings to bfloat16 up until
 # nothing of the logits is left, and no check could tell right from wrong; training starts it at zero.
@@ -60,7 +61,7 @@ class GpuNetwork(Network):
     """A network on a device; see `Network`. A training step is checked before it is compiled."""
 
     device: str = "cuda"
-    impl: str | None = None  # of our operations; None: the network's own, which is "auto"
+    impl: Implementation | None = None  # of our operations; None: the network's own, which is "auto"
     graphed: bool = False  # replayed as a CUDA graph
 
     def why_not(self) -> str | None:
@@ -91,7 +92,7 @@ class GpuNetwork(Network):
     def _gradient_problem(self) -> str | None:
         # One image without batch statistics, since float64 in plain PyTorch keeps gigabytes for a batch.
         images = noise(1, self.image_px)
-        plain = in_plain_pytorch(quiet(self.model, self.image_px))
+        plain = reference(quiet(self.model, self.image_px))
         dtype, context = at_precision(self.precision, self.device)
         with context():
             actual = gradients(self.network().to(self.device, dtype), images.to(self.device, dtype))
@@ -130,7 +131,7 @@ def with_gsa_pytorch(network: nn.Module) -> None:
 @lru_cache
 def true_logits(model: str, image_px: int) -> Tensor:
     """Logits of the first images in float64."""
-    network = in_plain_pytorch(quiet(model, image_px)).double()
+    network = reference(quiet(model, image_px)).double()
     with torch.inference_mode():
         return network(noise(CHECKED_IMAGES, image_px).double())
 
@@ -139,7 +140,7 @@ def true_logits(model: str, image_px: int) -> Tensor:
 def plain_logits(model: str, image_px: int, precision: Precision, device: str) -> Tensor:
     """Logits of the first images by plain PyTorch at `precision`."""
     dtype, context = at_precision(precision, device)
-    network = in_plain_pytorch(quiet(model, image_px)).to(device, dtype)
+    network = reference(quiet(model, image_px)).to(device, dtype)
     with torch.inference_mode(), context():
         return network(noise(CHECKED_IMAGES, image_px).to(device, dtype)).cpu()
 
@@ -169,7 +170,7 @@ def _weights(model: str, image_px: int) -> tuple[int, int]:
 def operators(model: str, image_px: int) -> tuple[tuple[int, int, int, str], ...]:
     """The different attention layers of a network of ours: (its number, channels, side of its map, what it is)."""
     with torch.device("meta"):
-        network = in_plain_pytorch(parhelion.create_model(model, image_size=image_px)).eval()
+        network = reference(parhelion.create_model(model, image_size=image_px)).eval()
     found: dict[str, tuple[int, int, int, str]] = {}
 
     def note(number: int, module: nn.Module, arguments: tuple[Tensor, ...]) -> None:

@@ -21,10 +21,11 @@ from parhelion.evaluate.networks import (
     SEED,
     TRAINING_COST,
     at_precision,
-    in_plain_pytorch,
 )
 from parhelion.evaluate.speed import Precision, Run, not_as_exact, not_finite
 from parhelion.layers.heads import apart, together
+from parhelion.models.reference import reference, run_on
+from parhelion.ops.implementation import Implementation
 
 Attend = Callable[[Tensor, Tensor, Tensor, tuple[Tensor, Tensor], int, int], Tensor]
 
@@ -152,7 +153,7 @@ class GpuLayer(Layer):
 
     precision: Precision = "bfloat16"
     device: str = "cuda"
-    impl: str | None = None  # of our operations; None: the layer's own, which is "auto"
+    impl: Implementation | None = None  # of our operations; None: the layer's own, which is "auto"
     graphed: bool = False  # replayed as a CUDA graph
 
     def why_not(self) -> str | None:
@@ -182,7 +183,7 @@ class GpuLayer(Layer):
         if wrong is not None:
             return wrong
         layer, x, context = self._ready()
-        layer = in_plain_pytorch(layer)
+        layer = reference(layer)
         upstream = upstream_of(answer[0])
         twin = copy.deepcopy(layer)
         baseline = calls(twin, _weights(twin), x, context=context, upstream=upstream, backward=self.backward)()
@@ -214,7 +215,7 @@ class GpuLayer(Layer):
 
     def _counted(self) -> tuple[int, int, int]:
         """Multiply-adds forward, numbers of the output, numbers of the weights."""
-        layer = in_plain_pytorch(self.layer().eval()).to("meta")
+        layer = reference(self.layer().eval()).to("meta")
         counter = FlopCounterMode(display=False)
         with torch.no_grad(), counter:
             out = layer(torch.empty(self.batch, self.channels, self.side, self.side, device="meta"))
@@ -225,12 +226,9 @@ def _weights(layer: nn.Module) -> list[Tensor]:
     return [weight for weight in layer.parameters() if weight.requires_grad]
 
 
-def with_impl(module: nn.Module, impl: str | None) -> nn.Module:
+def with_impl(module: nn.Module, impl: Implementation | None) -> nn.Module:
     """`module`, whose attention runs as `impl` says; None leaves it alone."""
-    for part in module.modules():
-        if impl is not None and hasattr(part, "impl"):
-            vars(part)["impl"] = impl
-    return module
+    return module if impl is None else run_on(impl, module)
 
 
 def calls(

@@ -20,13 +20,13 @@ from parhelion.evaluate.networks import (
     TRAINING_COST,
     Network,
     image_multiply_adds,
-    in_plain_pytorch,
     logits_problem,
     noise,
     original,
     settled,
 )
 from parhelion.evaluate.speed import Candidate, Run, not_as_exact, not_finite
+from parhelion.models.reference import reference
 from parhelion.train.atomic import replacement
 
 PACKAGES = ("parhelion", "torch", "timm", "gsa-pytorch", "halonet-pytorch", "onnxruntime", "openvino")
@@ -112,7 +112,7 @@ class Layer(Candidate):
         wrong = not_finite(answer)
         if wrong is not None:
             return wrong
-        layer, x = in_plain_pytorch(self.layer()), self.features()
+        layer, x = reference(self.layer()), self.features()
         baseline = _run(copy.deepcopy(layer), x, backward=self.backward)()
         with _masks_of_gsa_pytorch_in_float64():
             truth = _run(layer.double(), x.double(), backward=self.backward)()
@@ -124,7 +124,7 @@ class Layer(Candidate):
         """Counted on plain PyTorch; a backward pass counts twice its forward pass."""
         counter = FlopCounterMode(display=False)
         with torch.no_grad(), counter:
-            in_plain_pytorch(self.layer().eval()).to("meta")(self.features().to("meta"))
+            reference(self.layer().eval()).to("meta")(self.features().to("meta"))
         return counter.get_total_flops() // 2 * (TRAINING_COST if self.backward else 1)
 
 

@@ -7,6 +7,7 @@ library itself needs neither.
 from typing import TYPE_CHECKING, Any
 
 from torch import SymBool, Tensor
+from torch.compiler import is_exporting
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 if TYPE_CHECKING:
@@ -29,4 +30,7 @@ def always(condition: bool | SymBool) -> bool:
 
     A plain `if` would make torch.export refuse, or leave out, the sizes for which the condition turns out otherwise.
     """
-    return statically_known_true(condition) if isinstance(condition, SymBool) else bool(condition)
+    # Where torch.export is strict, a condition on sizes looks like a bool.
+    if isinstance(condition, SymBool) or is_exporting():
+        return statically_known_true(condition)
+    return bool(condition)

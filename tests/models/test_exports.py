@@ -113,6 +113,14 @@ def test_one_program_with_automatic_dimensions_serves_every_size(name: str) -> N
     assert_serves_every_size(network(name), AUTOMATIC)
 
 
+def test_a_strict_export_serves_every_size_too() -> None:
+    model, images = network("gsa_tiny"), torch.randn(2, 3, 37, 59)
+    program = torch.export.export(model, (images,), dynamic_shapes=(NAMED,), strict=True).module()
+    images = torch.randn(3, 3, 131, 20)
+    with torch.no_grad():
+        assert torch.equal(program(images), model(images))
+
+
 def test_a_pyramid_of_features_is_one_program_too() -> None:
     assert_serves_every_size(create_model("gsa_tiny", features_only=True, stem="conv7").eval(), AUTOMATIC)
 
@@ -182,6 +190,33 @@ ONNX_MODELS = {
 @pytest.mark.parametrize("name", ONNX_MODELS)
 def test_an_onnx_file_computes_what_the_model_does(name: str, tmp_path: Path) -> None:
     assert_onnx_computes_the_same(ONNX_MODELS[name](), torch.randn(2, 3, 39, 53), tmp_path / "m.onnx", dynamo=True)
+
+
+def test_an_onnx_file_of_a_layer_serves_every_size(tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime", reason="needs onnxruntime, which runs ONNX files")
+    pytest.importorskip("onnxscript", reason="needs onnxscript, which exports to ONNX")
+    layers = nn.Sequential(
+        HaloAttention(6, heads=2, block=24, halo=1, border="masked", scale=None),
+        nn.BatchNorm2d(6),
+        GlobalSelfAttention(6, heads=2, size=31, stride=2),
+    ).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's own
+        torch.onnx.export(
+            layers,
+            (torch.randn(2, 6, 37, 59),),
+            tmp_path / "m.onnx",
+            dynamo=True,
+            verbose=False,
+            dynamic_shapes=(AUTOMATIC,),
+        )
+    session = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
+    for batch, h, w in SIZES:
+        images = torch.randn(batch, 6, h, w)
+        (actual,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
+        truth = parhelion.reference(layers).double()(images.double())
+        with torch.no_grad():
+            assert_as_exact_as(torch.from_numpy(actual), layers(images), truth, slack=16.0)
 
 
 @pytest.mark.parametrize("name", ["gsa_tiny", "halonet_tiny"])

@@ -140,10 +140,12 @@ def test_the_graph_calls_the_kernel(build: Callable[..., Operation]):
     assert_close(exported.module()(maps), operation(maps))
 
 
-def test_an_export_of_halo_attention_without_help_runs_at_sizes_of_several_blocks():
-    operation = halo()
+@pytest.mark.parametrize("impl", ["auto", "reference"])
+def test_an_export_of_halo_attention_runs_at_sizes_of_one_block_without_help(impl: str):
+    operation = halo(impl=impl)
     dynamic = torch.export.Dim.DYNAMIC
     sizes = ({0: dynamic, 1: dynamic, 2: dynamic},)
     exported = torch.export.export(operation, (packed(6, 10),), dynamic_shapes=sizes).module()
-    maps = packed(13, 7, batch=3)
-    assert_close(exported(maps), operation(maps))
+    for h, w in ((13, 7), (3, 4)):
+        maps = packed(h, w, batch=3)
+        assert_close(exported(maps), operation(maps))

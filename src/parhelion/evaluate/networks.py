@@ -18,6 +18,7 @@ from parhelion.models.accelerate import accelerate
 from parhelion.models.catalog import create_model, list_models, model_info
 from parhelion.models.count import multiply_adds
 from parhelion.models.fold import fold
+from parhelion.models.reference import reference
 from parhelion.models.single_images import SingleImages
 
 TIMM, ACCELERATED = "timm:", "accelerated:"
@@ -111,15 +112,6 @@ def noise(batch: int, image_px: int) -> Tensor:
     return images[torch.arange(batch) % CHECKED_IMAGES].contiguous(memory_format=torch.channels_last)
 
 
-def in_plain_pytorch(network: nn.Module) -> nn.Module:
-    """A copy whose attention runs through the reference, which is what a kernel is measured against."""
-    twin = copy.deepcopy(network)
-    for module in twin.modules():
-        if hasattr(module, "impl"):
-            vars(module)["impl"] = "reference"
-    return twin
-
-
 def at_precision(precision: Precision, device: str) -> tuple[torch.dtype, Callable[[], AbstractContextManager[Any]]]:
     """The dtype of weights and images, and the context to call the network in."""
     if precision == "autocast":
@@ -210,7 +202,7 @@ class Network(Candidate):
     def _gradient_problem(self) -> str | None:
         # One image without batch statistics, since float64 in plain PyTorch keeps gigabytes for a batch.
         images = noise(1, self.image_px)
-        truth_network = in_plain_pytorch(original(self.model, self.image_px))
+        truth_network = reference(original(self.model, self.image_px))
         dtype, context = at_precision(self.precision, self.device)
         with context():
             actual = gradients(self.network().to(self.device, dtype), images.to(self.device, dtype))
@@ -230,7 +222,7 @@ def image_multiply_adds(model: str, image_px: int) -> int:
     """Multiply-adds of one image through `model`, counted on plain PyTorch."""
     prefix, name = split(model)
     network = timm.create_model(name) if prefix else create_model(name, image_size=image_px)
-    return multiply_adds(in_plain_pytorch(network), (image_px, image_px))
+    return multiply_adds(network, (image_px, image_px))
 
 
 def logits_problem(logits: Tensor, candidate: Candidate, model: str, image_px: int) -> str | None:
@@ -244,7 +236,7 @@ def logits_problem(logits: Tensor, candidate: Candidate, model: str, image_px: i
 @lru_cache
 def true_logits(model: str, image_px: int) -> Tensor:
     """Logits of the first images in float64."""
-    network = in_plain_pytorch(original(model, image_px)).double()
+    network = reference(original(model, image_px)).double()
     with torch.inference_mode():
         return network(noise(CHECKED_IMAGES, image_px).double())
 
@@ -253,7 +245,7 @@ def true_logits(model: str, image_px: int) -> Tensor:
 def plain_logits(model: str, image_px: int, precision: Precision, device: str) -> Tensor:
     """Logits of the first images by plain PyTorch at `precision`."""
     dtype, context = at_precision(precision, device)
-    network = in_plain_pytorch(original(model, image_px)).to(device, dtype)
+    network = reference(original(model, image_px)).to(device, dtype)
     with torch.inference_mode(), context():
         return network(noise(CHECKED_IMAGES, image_px).to(device, dtype)).cpu()
 

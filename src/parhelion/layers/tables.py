@@ -1,6 +1,6 @@
 """Tables of relative positions: how they start, and how they follow a window or a map to another size."""
 
-from typing import Literal, cast
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -45,8 +45,7 @@ def reaching_table(table: Float[Tensor, "rows d"], length: int) -> Float[Tensor,
         return table
     if always(length >= reach):
         return resized_table(table, 2 * length - 1)
-    # To the type checker, too, a size that is not known yet is one.
-    longest = cast("int", torch.sym_max(reach, length))
+    longest: Any = torch.sym_max(reach, length)
     middle = torch.arange(2 * length - 1, device=table.device) + (longest - length)
     return resized_table(table, 2 * longest - 1).index_select(0, middle)
 

@@ -13,6 +13,7 @@ from parhelion.shapes import Float, Tensor
 # torch.fx keeps calls of these whole.
 fx.wrap("halo_attention")
 fx.wrap("averaged")
+POOLED = 2  # side of the squares that timm averages where it pools
 
 
 # timm's feature extraction by torch.fx keeps the layer whole, as it does its own.
@@ -59,11 +60,9 @@ class AcceleratedHaloAttn(HaloAttn):
 
     def _pooled(self, x: Float[Tensor, "b e h w"]) -> Float[Tensor, "b e ph pw"]:
         """timm's pooling, which is nothing unless the layer strides that way; rounded up where timm refuses the map."""
-        pool = self.pool
-        # timm's are square.
-        if not isinstance(pool, nn.AvgPool2d) or not isinstance(pool.kernel_size, int):
-            return pool(x)
+        if not isinstance(self.pool, nn.AvgPool2d):
+            return self.pool(x)
         # Of a map in whole blocks that are odd, timm drops the last row and column.
-        if self.block_size % pool.kernel_size == 0 or any(size % self.block_size for size in x.shape[2:]):
-            return averaged(x, pool.kernel_size)
-        return pool(x)
+        if self.block_size % POOLED == 0 or any(size % self.block_size for size in x.shape[2:]):
+            return averaged(x, POOLED)
+        return self.pool(x)

@@ -39,10 +39,12 @@ def _squares(
     after = side - 1 - before
     x = F.pad(x, (0, 0, 0, 0, before, after, before, after))
     _, _, w, heads, _ = x.shape
-    # In one axis, which is never 1 pixel long: (block head a c).
+    # In one axis, which is never 1 pixel long: (block head a c). No remainder of a size, which ONNX does not take.
     count = torch.arange(blocks[0] * blocks[1] * heads * side * side, device=x.device)
     block, head = count // (heads * side * side), count // (side * side) % heads
-    row, col = block // blocks[1] * step + count // side % side, block % blocks[1] * step + count % side
+    block_row = block // blocks[1]
+    row = block_row * step + count // side % side
+    col = (block - block_row * blocks[1]) * step + count % side
     pixels = x.flatten(1, 3).index_select(1, (row * w + col) * heads + head)
     return pixels.flatten(0, 1).unflatten(0, (-1, side, side))
 
@@ -52,7 +54,8 @@ def _map(x: Float[Tensor, "z i j e"], blocks: tuple[int, int], size: tuple[int, 
     batch, h, w, heads = size
     side = x.shape[1]
     count = torch.arange(h * w * heads, device=x.device)
-    row, col, head = count // (w * heads), count // heads % w, count % heads
+    row, head = count // (w * heads), count % heads
+    col = count // heads - row * w
     block = row // side * blocks[1] + col // side
     place = ((block * heads + head) * side + row % side) * side + col % side
     pixels = x.reshape(batch, blocks[0] * blocks[1] * heads * side * side, x.shape[3])
