@@ -199,3 +199,11 @@ def test_columns_then_rows_beside_content_equal_gsa_pytorch():
     out = content_attention(q, k, v) + axial_attention(q, columns, theirs.rel_columns, axis="w")
     # In float32, since theirs fails in float64 where positions are on.
     assert_close(out.flatten(-2).permute(0, 3, 1, 2), theirs(images), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("axis", ["h", "w"])
+def test_the_reference_returns_the_dtype_of_v_under_autocast(axis: str):
+    q, v, table = torch.randn(2, 6, 10, 3, 5), torch.randn(2, 6, 10, 3, 7), torch.randn(19, 5)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = axial_attention(q, v, table, axis=axis, impl="reference")
+    assert out.dtype == torch.float32

@@ -30,7 +30,7 @@ def axial_attention_reference(
     )
     logits = torch.bmm(_laid_out(q, to_pixels).view(length, lines, q.shape[4]), embeddings.transpose(1, 2))
     values = _laid_out(v, to_lines).view(lines, length, width)
-    out = torch.bmm(logits.transpose(0, 1).to(v.dtype), values)
+    out = torch.bmm(logits.transpose(0, 1).to(v.dtype), values).to(v.dtype)
     return _laid_out(out.view(batch, heads, w if axis == "h" else h, length, width), to_map)
 
 
