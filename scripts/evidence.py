@@ -62,7 +62,7 @@ def run(wanted: ClassificationRecipe, folder: Path, chosen: argparse.Namespace) 
     """Train `wanted` in `folder`, unless that is done; UserError where another recipe's run lies there."""
     if holds_run(folder):
         asked = {"data": chosen.data, "data_dir": None, "init_from": None}
-        check_same_recipe(folder, {**wanted.as_dict(), **asked})
+        check_same_recipe(folder, {**wanted.as_dict(), **asked}, defaults=wanted.defaults())
         if len(metrics_rows(folder)) == wanted.epochs:
             print(f"{folder}: finished before", flush=True)
             return

@@ -59,7 +59,7 @@ def test_skipped_images_are_counted_and_empty_batches_passed_over():
     found = outcome(Echo(), [full[0], empty, full[1]])
     assert found.metrics()["skipped"] == 1
     assert found.metrics()["images"] == 5
-    with pytest.raises(UserError, match=r"none of the 1 images could be read; the first: a\.jpg is empty"):
+    with pytest.raises(UserError, match=r"none of the 1 images could be used; the first: a\.jpg is empty"):
         outcome(Echo(), [empty]).metrics()
     with pytest.raises(UserError, match="no image to evaluate"):
         outcome(Echo(), []).metrics()

@@ -129,7 +129,7 @@ def test_a_short_try_of_a_long_recipe_trains_and_says_that_the_rate_does_not_fal
     draw_nothing(monkeypatch)
     long = replace(BASE, schedule="step", drop_updates=(1, 60_000), updates=2, warmup_epochs=0.0)
     train(long, data=data, out=tmp_path / "run")
-    assert capsys.readouterr().err.splitlines() == [
+    assert [line for line in capsys.readouterr().err.splitlines() if "drop_updates" in line] == [
         "parhelion: drop_updates is 60000, but the run ends after 2 updates: the learning rate does not fall there"
     ]
     assert len(rates(tmp_path / "run")) == 2

@@ -55,13 +55,13 @@ def test_when_every_image_is_skipped_it_is_said_which_and_why(tmp_path, capsys, 
     recipe = quick_detector(epochs=1, warmup_epochs=0.0, on_bad_image="skip")
     with pytest.raises(UserError) as caught:
         train(recipe, data=data, out=out)
-    assert "no image to train on: 4 were skipped; the first: the image" in str(caught.value)
+    assert "no image to train on: all 4 were left out; the first: the image" in str(caught.value)
     assert "(EXIF orientation 6): they are of the image as stored, see --exif stored" in str(caught.value)
     said = capsys.readouterr().err
     assert f"'{annotations_of(data, 'train')}' does not fit its images: 4 of its 4 images are turned" in said
     assert "they are skipped" in said
     assert main(["evaluate", str(out), "--data", data, "--on-bad-image", "skip"]) == 2
-    assert "all 2 images to evaluate on were skipped; the first: the image" in capsys.readouterr().err
+    assert "none of the 2 images could be used; the first: the image" in capsys.readouterr().err
 
 
 def test_weights_that_do_not_say_are_of_upright_photos(tmp_path, monkeypatch):

@@ -216,7 +216,7 @@ def test_two_processes_evaluate_what_there_is_and_end_alike_for_what_one_of_them
     assert "Traceback" not in done.stderr
     for sentence in (
         f"parhelion: cannot read the image {bad / 'val' / 'red' / '1.png'}",
-        "parhelion: none of the 1 images could be read; the first: cannot read the image",
+        "parhelion: none of the 1 images could be used; the first: cannot read the image",
         f"parhelion: --out {tmp_path / 'one'} already holds a run",
     ):
         assert done.stderr.count(sentence) == 2

@@ -106,4 +106,4 @@ def nothing_to_evaluate(skipped: Sequence[str]) -> str:
     """Why there is no score: a sentence, where `skipped` are those for the images left out."""
     if not skipped:
         return "there is no image to evaluate"
-    return f"none of the {len(skipped)} images could be read; the first: {skipped[0]}"
+    return f"none of the {len(skipped)} images could be used; the first: {skipped[0]}"

@@ -73,7 +73,7 @@ def check_same_recipe(
     # A share of the images to hold out is written only where it is given.
     ours.setdefault("val_share", None)
     saved = {**json.loads(json.dumps(dict(defaults))), **saved}
-    unknown = sorted(saved.keys() - ours.keys())
+    unknown = sorted(saved.keys() - ours.keys() - set(free))
     if unknown:
         raise UserError(
             f"{folder / RECIPE} has the fields {', '.join(unknown)}, which this parhelion does not know; resume with "
