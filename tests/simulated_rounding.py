@@ -38,11 +38,14 @@ def unit_roundoff(dtype: torch.dtype) -> float:
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """The unit roundoff of what an operation gives, of each product that it sums, and of its running sums."""
+    """How large rounding errors are: unit roundoffs, relative to what is rounded.
 
-    results: float
-    products: float
-    sums: float
+    Products of float32 in several of a narrower dtype, as tensor cores make them, have a `products` of their own.
+    """
+
+    results: float  # of what an operation gives
+    products: float  # of each product that is summed
+    sums: float  # of each running sum
     smallest: float  # by how much any result may err, be it zero
     factors: torch.dtype | None = None  # what the factors of products are rounded to first
     outputs: float = (
@@ -113,7 +116,7 @@ class Rounding(TorchDispatchMode):
             terms = func(*(torch.ones_like(arg) if _is_exact(arg) else arg for arg in args), **kwargs)
             return self._sum(result, _of_squares(func, args, kwargs), terms)
         if packet in ROUNDED_ONCE or (torch.Tag.pointwise in func.tags and packet not in EXACT):
-            return torch.utils._pytree.tree_map_only(Tensor, self._rounded, result)
+            return tuple(map(self._rounded, result)) if isinstance(result, tuple) else self._rounded(result)
         return result
 
     def _factor(self, arg: Any) -> Any:

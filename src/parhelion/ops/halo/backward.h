@@ -105,7 +105,10 @@ class Backward : Window<Number> {
     // these very numbers, and not from the outputs, it cancels where one key has all the weight.
     void differentiate_weights(int first, int count) {
         float *scores = scores_ + first * GROUP, *gradients = grad_scores_ + first * GROUP;
-        this->template make_scores<false>(scores, first, count);
+        if (this->paired())
+            this->template make_paired_scores<false>(scores, first, count);
+        else
+            this->template make_scores<false>(scores, first, count);
         Rows values = value_rows(first);
         const float* g = g_columns_;
         int depth = plan_.e;

@@ -70,14 +70,15 @@ class Forward : Window<Number> {
         });
         this->each_chunk([&](int first, int count) {
             std::copy_n(largest_, GROUP, before_);
-            this->template make_scores<true>(scores_, first, count);
             if (paired()) {
+                this->template make_paired_scores<true>(scores_, first, count);
                 weigh<true>(count);
                 accumulate(out_columns_, GROUP,
                            StridedPairs{value_pairs_ + first / 2 * plan_.e_padded, 1, plan_.e_padded}, scores_, GROUP,
                            plan_.e, lanes_ / LANES, (count + 1) / 2);
                 return;
             }
+            this->template make_scores<true>(scores_, first, count);
             weigh<false>(count);
             accumulate(out_columns_, GROUP, Columns(value_rows(first)), scores_, GROUP, plan_.e, lanes_ / LANES, count);
         });

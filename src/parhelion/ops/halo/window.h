@@ -175,11 +175,13 @@ class Window {
     // The logits of `count` keys into `scores`; with LARGEST largest_ becomes at least their maximum.
     template <bool LARGEST>
     void make_scores(float* scores, int first, int count) {
-        if (paired())
-            multiply_keys<LARGEST>(scores, first, count, RowsOfPairs{paired_k_.data() + first, 0}, q_pairs_,
-                                   plan_.d / 2);
-        else
-            multiply_keys<LARGEST>(scores, first, count, key_rows(first), q_columns_, plan_.d);
+        multiply_keys<LARGEST>(scores, first, count, key_rows(first), q_columns_, plan_.d);
+    }
+
+    // The same from pairs.
+    template <bool LARGEST>
+    void make_paired_scores(float* scores, int first, int count) {
+        multiply_keys<LARGEST>(scores, first, count, RowsOfPairs{paired_k_.data() + first, 0}, q_pairs_, plan_.d / 2);
     }
 
     void relative_logits(int group) {
