@@ -125,8 +125,9 @@ class Rounding(TorchDispatchMode):
 
     def _rounded(self, result: Tensor) -> Tensor:
         if _is_exact(result):
-            result.mul_(1 + TYPICAL * self.arithmetic.results * self._noise(result))
-            result.add_(self.arithmetic.smallest * self._noise(result))
+            noise = self._noise(result)
+            result.mul_(1 + TYPICAL * self.arithmetic.results * noise)
+            result.add_(noise, alpha=self.arithmetic.smallest)
         return result
 
     def _sum(self, result: Tensor, squares: Tensor, terms: Tensor | int) -> Tensor:

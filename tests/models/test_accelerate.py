@@ -124,11 +124,11 @@ def test_timms_networks_keep_outputs_gradients_and_statistics(name: str) -> None
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_every_layer_of_timms_networks_stays_within_the_error_budget(name: str) -> None:
-    for layer in network(name).modules():
-        if isinstance(layer, HaloAttn):
-            block = layer.block_size
-            assert_within_budget(layer, torch.randn(1, layer.q.in_channels, block, 2 * block))
+def test_every_kind_of_layer_of_timms_networks_stays_within_the_error_budget(name: str) -> None:
+    layers = [module for module in network(name).modules() if isinstance(module, HaloAttn)]
+    for layer in {(str(layer), layer.block_size, layer.halo_size): layer for layer in layers}.values():
+        block = layer.block_size
+        assert_within_budget(layer, torch.randn(1, layer.q.in_channels, block, 2 * block))
 
 
 @pytest.mark.parametrize("name", NETWORKS)
