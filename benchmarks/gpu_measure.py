@@ -66,7 +66,7 @@ def new_session(scale: Scale, *, quick: bool, eager: bool) -> Session:
         return Session(scale, host_clock, Yardstick(copy_bytes=2**16, product_side=64), quick, eager)
     # A convolution at its best is what everything else is compared with.
     torch.backends.cudnn.benchmark = True
-    return Session(scale, gpu_clock(), Yardstick(), quick, eager)
+    return Session(scale, gpu_clock(), Yardstick.sized(scale.device), quick, eager)
 
 
 def measured_case(case: Case, session: Session) -> dict[str, Any]:
@@ -106,6 +106,7 @@ def measured_case(case: Case, session: Session) -> dict[str, Any]:
         "title": case.title,
         "rounds": rounds,
         "rates": asdict(rates),
+        "yardstick": asdict(session.yardstick),
         "candidates": rows,
         "left_out": [{"name": name, "reason": reason} for name, reason in (left_out | failed).items()],
         "targets": reached(case, rows),

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from parhelion.evaluate.speed import Run
+from parhelion.evaluate.products import Run, matrix_product, product_run, seconds_per_call
 from parhelion.train.progress import span
 
 # Seconds of each of so many calls.
@@ -25,6 +25,8 @@ COPY, PRODUCT = "copy", "matrix product"
 # A turn lasts about this long, within these numbers of calls.
 TURN_SECONDS, MOST_CALLS = 0.1, 20
 WARMUP_CALLS = 3
+# A copy grows from the first size until it takes so long that no cache holds it, but not beyond the last.
+FIRST_COPY, LAST_COPY, COPY_SECONDS = 2**20, 2**30, 0.5e-3
 # What is written between two calls, in sizes of the cache: nothing of the call before stays in it, and the GPU is
 # busy for so long that the next call is waiting when it is done.
 FLUSHED_CACHES = 4
@@ -35,17 +37,21 @@ NVIDIA_SMI = ("driver_version", "clocks.max.sm", "clocks.sm", "clocks.max.mem", 
 class Yardstick:
     """How large the copy and the matrix product are that the machine is measured with."""
 
-    copy_bytes: int = 2**30
-    product_side: int = 8192
+    copy_bytes: int
+    product_side: int
+
+    @classmethod
+    def sized(cls, device: str) -> "Yardstick":
+        """The smallest copy that takes `COPY_SECONDS`, and the largest product that is done quickly, by trying both."""
+        size = FIRST_COPY
+        while size < LAST_COPY and min(seconds_per_call(_copy(size, device), 1) for _ in range(3)) < COPY_SECONDS:
+            size *= 2
+        return cls(copy_bytes=size, product_side=matrix_product(torch.bfloat16, device).side)
 
     def runs(self, device: str) -> dict[str, Run]:
-        """Both, as candidates. Factors are random: of constant ones a GPU draws less power, and clocks higher."""
-        source = torch.randint(0, 255, (self.copy_bytes,), dtype=torch.uint8, device=device)
-        target = torch.empty_like(source)
-        factors = (self.product_side, self.product_side)
-        left, right = (torch.randn(factors, device=device, dtype=torch.bfloat16) for _ in range(2))
-        product = torch.empty_like(left)
-        return {COPY: lambda: (target.copy_(source),), PRODUCT: lambda: (torch.mm(left, right, out=product),)}
+        """Both, as candidates."""
+        product = product_run(self.product_side, torch.bfloat16, device)
+        return {COPY: _copy(self.copy_bytes, device), PRODUCT: product}
 
     def rates(self, seconds: Mapping[str, float]) -> "Rates":
         """What both reached. A copy reads and writes every byte."""
@@ -53,6 +59,13 @@ class Yardstick:
             bytes_per_second=2 * self.copy_bytes / seconds[COPY],
             flops_per_second=2 * self.product_side**3 / seconds[PRODUCT],
         )
+
+
+def _copy(size: int, device: str) -> Run:
+    """A copy of so many bytes on the device."""
+    source = torch.randint(0, 255, (size,), dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return lambda: (target.copy_(source),)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,11 +1,37 @@
 """Fixtures that every test sees."""
 
+import functools
 import signal
 from collections.abc import Iterator
 from importlib.util import find_spec
 
 import pytest
 import torch
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add `--level`, which hides what the processor can do from our choice of kernels.
+
+    PyTorch's own choices are hidden by ATEN_CPU_CAPABILITY, ONEDNN_MAX_CPU_ISA and MKL_ENABLE_INSTRUCTIONS.
+    """
+    parser.addoption("--level", help="the fastest level of compiled kernels to run, one of parhelion.native.LEVELS")
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Hide the levels above `--level`, in this process and, since xdist hands options on, in each of its workers."""
+    fastest = session.config.getoption("--level")
+    if fastest is None:
+        return
+    # Not earlier: what checks shapes must be installed before parhelion is imported.
+    from parhelion import native
+
+    if fastest not in native.LEVELS:
+        raise pytest.UsageError(f"--level {fastest} is none of {', '.join(native.LEVELS)}")
+    hidden = native.LEVELS[: native.LEVELS.index(fastest)]
+    seen = native.why_not_level.__wrapped__
+    native.why_not_level = functools.cache(
+        lambda level: f"--level {fastest} hides the kernels for {level}" if level in hidden else seen(level)
+    )
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,7 @@ from torchvision.ops import masks_to_boxes
 
 from parhelion.cli import exit_code
 from parhelion.detection.rcnn import mask_rcnn
-from parhelion.evaluate import speed
+from parhelion.evaluate import products, speed
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -27,7 +27,7 @@ def small(monkeypatch):
     monkeypatch.setattr(detection, "BACKBONES", {"resnet50": BACKBONES["resnet50"]})
     monkeypatch.setattr(Detector, "network", tiny)
     monkeypatch.setattr(speed, "WARMUP_CALLS", 0)
-    monkeypatch.setattr(speed, "PRODUCT_SIDE", 64)
+    monkeypatch.setattr(products, "LAST_SIDE", 64)
 
 
 def tiny(_candidate):

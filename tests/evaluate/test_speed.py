@@ -64,6 +64,25 @@ def test_a_short_call_is_repeated_until_the_clock_can_tell():
     assert min(samples["short"]) >= 0.004
 
 
+@pytest.mark.parametrize(("seconds_for_all", "rounds"), [(1.0, 10), (0.05, 5), (1e-3, 3)])
+def test_slow_candidates_take_fewer_turns_unless_their_number_is_given(monkeypatch, seconds_for_all, rounds):
+    monkeypatch.setattr("parhelion.evaluate.speed.SAMPLE_SECONDS", 1e-9)
+    monkeypatch.setattr("parhelion.evaluate.speed.ALL_ROUNDS_SECONDS", seconds_for_all)
+    monkeypatch.setattr("parhelion.evaluate.speed.seconds_per_call", lambda run, calls: 0.01)
+    heard = []
+    assert len(interleaved({"slow": lambda: ()}, rounds=None, say=heard.append)["slow"]) == rounds
+    assert heard[1].startswith(f"timing, round 1 of {rounds}, ")
+    assert len(interleaved({"slow": lambda: ()}, rounds=7, say=heard.append)["slow"]) == 7
+
+
+def test_a_call_that_takes_long_warms_up_once(monkeypatch):
+    monkeypatch.setattr("parhelion.evaluate.speed.WARMUP_SECONDS", 0.0)
+    monkeypatch.setattr("parhelion.evaluate.speed.SAMPLE_SECONDS", 1e-9)
+    calls = []
+    interleaved({"slow": lambda: calls.append(1) or time.sleep(0.001) or ()}, rounds=1, say=lambda text: None)
+    assert len(calls) == 2
+
+
 def test_median_and_quartiles():
     seconds = summary([5.0, 1.0, 2.0, 4.0, 3.0])
     assert (seconds.lower_quartile, seconds.median, seconds.upper_quartile, seconds.rounds) == (2.0, 3.0, 4.0, 5)
@@ -97,9 +116,20 @@ def test_ratios_are_quotients_of_medians_and_rates_follow_from_them(tmp_path):
 
 def test_each_precision_is_compared_with_a_product_in_its_own_dtype():
     runs = {candidate: candidate.build() for candidate in (TINY, replace(TINY, name="half", precision="bfloat16"))}
-    rows, rates = measure(runs, rounds=1, memory=False)
-    assert set(rates) == {"float32", "bfloat16"}
-    assert rows[1]["share_of_matrix_product"] == rows[1]["gflops"] / rates["bfloat16"]
+    rows, products = measure(runs, rounds=1, memory=False)
+    assert set(products) == {"float32", "bfloat16"}
+    assert rows[1]["share_of_matrix_product"] == rows[1]["gflops"] / products["bfloat16"]["gflops"]
+
+
+def test_a_report_says_which_dtype_is_emulated(monkeypatch):
+    monkeypatch.setattr("parhelion.evaluate.products.cpu_flags", lambda: ["avx2"])
+    half = replace(TINY, precision="bfloat16")
+    case = speed_case("case", "Title", {half: half.build()}, rounds=1, memory=False)
+    assert case["emulated_dtypes"] == ["bfloat16"]
+    assert case["rounds"] == 1
+    assert footnote(speed_report([case], "Title")).endswith(
+        "; bfloat16 is emulated: no instructions of this processor are used for it"
+    )
 
 
 def test_peak_memory_is_what_a_call_holds_and_not_what_this_process_holds():
@@ -131,6 +161,15 @@ def test_numbers_that_are_not_finite_are_found_out():
     assert not_as_exact(torch.tensor([1.0, float("nan"), 1.0]), truth.float(), truth, slack=2)
     assert not_as_exact(torch.ones(2), truth.float(), truth, slack=2)
     assert not_as_exact(truth.float(), truth.float(), truth, slack=2) is None
+
+
+def test_one_wrong_number_among_many_is_found_out():
+    truth = torch.randn(10_000).double()
+    rounded = truth.bfloat16()
+    assert not_as_exact(rounded, rounded, truth, slack=2) is None
+    rounded = rounded.clone()
+    rounded[77] += 0.2
+    assert "its output errs by 0.2" in not_as_exact(rounded, truth.bfloat16(), truth, slack=2)
 
 
 def test_a_measured_network_computes_in_every_branch_with_activations_of_unit_size():

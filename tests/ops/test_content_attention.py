@@ -4,6 +4,7 @@ import pytest
 import torch
 from error_budget import assert_as_exact_as
 from oracles.content import content_oracle
+from simulated_rounding import simulated, step_by_step
 from torch import Tensor, nn
 from torch.testing import assert_close
 
@@ -94,8 +95,11 @@ def test_every_dtype_is_as_exact_as_the_plain_equation_in_that_dtype(dtype: torc
     rounded = [tensor.to(dtype) for tensor in inputs()]
     actual = content_attention(*rounded, normalize_queries=normalize_queries)
     assert actual.dtype == dtype
-    truth = content_attention(*(tensor.double() for tensor in rounded), normalize_queries=normalize_queries)
-    assert_as_exact_as(actual, content_oracle(*rounded, normalize_queries=normalize_queries), truth)
+    exact = [tensor.double() for tensor in rounded]
+    (likely,) = simulated(
+        lambda: [content_attention(*exact, normalize_queries=normalize_queries)], step_by_step(dtype), dtype
+    )
+    assert_as_exact_as(actual, likely, content_attention(*exact, normalize_queries=normalize_queries))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -103,12 +107,12 @@ def test_gradients_in_half_precision_stay_within_the_error_budget(dtype: torch.d
     rounded = [tensor.to(dtype) for tensor in inputs(3, 5, batch=1)]
     towards = torch.randn(1, 3, 5, 3, 7).to(dtype)
 
-    def gradients(attend, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    def gradients(dtype: torch.dtype) -> tuple[Tensor, ...]:
         leaves = [tensor.to(dtype).requires_grad_() for tensor in rounded]
-        return torch.autograd.grad(attend(*leaves), leaves, towards.to(dtype))
+        return torch.autograd.grad(content_attention(*leaves), leaves, towards.to(dtype))
 
-    actual, baseline = gradients(content_attention, dtype), gradients(content_oracle, dtype)
-    for triple in zip(actual, baseline, gradients(content_attention, torch.float64), strict=True):
+    likely = simulated(lambda: gradients(torch.float64), step_by_step(dtype), dtype)
+    for triple in zip(gradients(dtype), likely, gradients(torch.float64), strict=True):
         assert_as_exact_as(*triple)
 
 
@@ -119,7 +123,9 @@ def test_autocast_keeps_the_dtype_of_the_values_and_stays_close(dtype: torch.dty
         actual = content_attention(*leaves)
     assert actual.dtype == dtype
     truth = content_attention(*(tensor.double() for tensor in leaves))
-    assert_as_exact_as(actual, content_oracle(*(tensor.bfloat16() for tensor in leaves)), truth)
+    rounded = [tensor.bfloat16().double() for tensor in leaves]
+    (likely,) = simulated(lambda: [content_attention(*rounded)], step_by_step(torch.bfloat16), torch.bfloat16)
+    assert_as_exact_as(actual, likely, truth)
     actual.float().square().sum().backward()
     for leaf in leaves:
         assert leaf.grad.dtype == dtype

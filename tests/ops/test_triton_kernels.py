@@ -20,13 +20,13 @@ from kernel_cases import (
     results,
 )
 from memory_layouts import amid_channels_of_nan, amid_nan, axes_exchanged, channels_first, heads_first
+from simulated_rounding import fused_on_gpu
 from torch import Tensor
 
 from parhelion.native import gpu
 from parhelion.ops import axial_attention, content_attention, halo_attention
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-DRAWS = 4 if DEVICE == "cuda" else 1
 pytestmark = [
     pytest.mark.triton,
     pytest.mark.skipif(
@@ -90,6 +90,12 @@ def run(case: Case, tensors: list[Tensor]) -> list[Tensor]:
 # Exactness
 
 
+def assert_on_gpu_within_budget(case: Case, dtype: torch.dtype) -> None:
+    """Fail unless the kernels' output and gradients are as exact as their arithmetic allows."""
+    actual = results(case, dtype, "triton", device=DEVICE)
+    assert_within_budget(case, actual, dtype, arithmetic=fused_on_gpu(dtype))
+
+
 # What Triton's interpreter is asked to compute; the rest of the narrow dtypes is for a GPU.
 INTERPRETED = {torch.float32: EVERY, torch.float16: {name: EVERY[name] for name in (*FEW, *MORE)}}
 
@@ -100,7 +106,7 @@ def test_output_and_gradients_are_as_exact_as_the_reference(case: Case, dtype: t
     if DEVICE == "cpu" and case not in INTERPRETED[dtype].values():
         pytest.skip("wants a GPU: the interpreter takes some cases in float16 only")
     case = smaller(case)
-    assert_within_budget(case, results(case, dtype, "triton", device=DEVICE, draws=DRAWS), dtype, draws=DRAWS)
+    assert_on_gpu_within_budget(case, dtype)
 
 
 @dtypes
@@ -109,7 +115,7 @@ def test_several_images_and_heads_are_kept_apart(name: str, dtype: torch.dtype):
     case = SMALL[name]
     shapes = tuple((2, *shape[1:3], 3, shape[4]) if len(shape) == 5 else shape for shape in case.shapes)
     case = replace(case, shapes=shapes)
-    assert_within_budget(case, results(case, dtype, "triton", device=DEVICE, draws=DRAWS), dtype, draws=DRAWS)
+    assert_on_gpu_within_budget(case, dtype)
 
 
 @dtypes
@@ -118,7 +124,7 @@ def test_logits_of_ten_thousand_stay_finite_and_exact(case: Case, dtype: torch.d
     case = replace(case, largeness=3e3)
     if dtype == torch.float16:
         case = replace(case, largeness=300.0)  # float16 ends at 65504
-    assert_within_budget(case, results(case, dtype, "triton", device=DEVICE, draws=DRAWS), dtype, draws=DRAWS)
+    assert_on_gpu_within_budget(case, dtype)
 
 
 @dtypes
@@ -229,7 +235,7 @@ REAL = {
 @dtypes
 @pytest.mark.parametrize("case", REAL.values(), ids=REAL.keys())
 def test_real_sizes_are_as_exact_as_the_reference(case: Case, dtype: torch.dtype):
-    assert_within_budget(case, results(case, dtype, "triton", device=DEVICE, draws=DRAWS), dtype, draws=DRAWS)
+    assert_on_gpu_within_budget(case, dtype)
 
 
 @on_gpu

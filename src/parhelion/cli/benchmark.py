@@ -40,8 +40,8 @@ class Arguments:
     """Where to compute."""
     threads: int | None = None
     """Threads of the CPU; PyTorch's own choice if not given."""
-    rounds: int = 10
-    """How often each model takes its turn."""
+    rounds: int | None = None
+    """How often each model takes its turn. If not given: 10, or fewer where those would take over five minutes."""
     json: bool = False
     """Print the report as JSON."""
     out: Path | None = None
@@ -132,13 +132,15 @@ def _candidates(chosen: Arguments) -> "list[Network]":
 
 def _show(report: Mapping[str, Any]) -> None:
     from parhelion.evaluate.report import HEADINGS, cells
-    from parhelion.evaluate.speed import footnote
+    from parhelion.evaluate.speed import emulation_notes, footnote
 
     (case,) = report["cases"]
     rows = [cells(row) for row in case["candidates"]]
     if not sys.stdout.isatty():
         for row in (HEADINGS, *rows):
             print(*row, sep="\t")
+        for note in emulation_notes(report):
+            print(note, file=sys.stderr)
         return
     from rich.console import Console
     from rich.table import Table

@@ -39,7 +39,7 @@ def speed_case(
     title: str,
     runs: Mapping[Candidate, Run],
     *,
-    rounds: int,
+    rounds: int | None,
     memory: bool,
     left_out: Mapping[str, str] | None = None,
     say: Callable[[str], None] = lambda text: None,
@@ -55,15 +55,17 @@ def speed_case(
     Returns:
         The case, whose rows have a `ratio`: their median time over that of the first.
     """
-    rows, rates = measure(runs, rounds=rounds, memory=memory, say=say)
+    rows, products = measure(runs, rounds=rounds, memory=memory, say=say)
     for row in rows:
         row["ratio"] = row["seconds"]["median"] / rows[0]["seconds"]["median"]
     missing = [{"name": other, "reason": reason} for other, reason in (left_out or {}).items()]
     return {
         "name": name,
         "title": title,
-        "rounds": rounds,
-        "matrix_product_gflops": rates,
+        "rounds": rows[0]["seconds"]["rounds"] if rows else rounds,
+        "matrix_product_gflops": {dtype: product["gflops"] for dtype, product in products.items()},
+        "matrix_product_sides": {dtype: product["side"] for dtype, product in products.items()},
+        "emulated_dtypes": [dtype for dtype, product in products.items() if product["emulated"]],
         "candidates": rows,
         "left_out": missing,
     }

@@ -23,22 +23,21 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from parhelion.evaluate.products import Run, cpu_flags, matrix_product, seconds_per_call
 from parhelion.train.environment import commit, hardware
 from parhelion.train.progress import span
 
 Precision = Literal["float32", "bfloat16", "autocast"]
-Run = Callable[[], Sequence[Tensor]]
-
 PACKAGES = ("parhelion", "torch", "timm")
-# What a processor multiplies matrices with, as /proc/cpuinfo spells it on x86 and on Arm.
-CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8", "asimd", "bf16", "sve")
 PRODUCT = "matrix product"
-PRODUCT_SIDE = 2048
 # A sample lasts this long at least, so that neither the clock nor a cold cache decides.
 SAMPLE_SECONDS = 0.05
 # Threads of the one before may still be spinning when the next one starts.
 PAUSE_SECONDS = 0.02
 WARMUP_CALLS = 2
+# Where calls are slow, one warms up for no longer than this, and as many rounds are made as fit into the second.
+WARMUP_SECONDS, ALL_ROUNDS_SECONDS = 2.0, 300.0
+LEAST_ROUNDS, MOST_ROUNDS = 3, 10
 MEMORY_CALLS = 2
 MIB = 2**20
 
@@ -100,15 +99,29 @@ def not_finite(answer: Sequence[Tensor]) -> str | None:
 def not_as_exact(actual: Tensor, baseline: Tensor, truth: Tensor, *, slack: float) -> str | None:
     """A sentence where `actual` errs more than `slack` times what `baseline` errs, plus one rounding.
 
+    Compared are root mean squares, since the largest of many errors is a matter of luck. The largest may be twice as
+    many times that of `baseline`, so that one wrong number among many is found.
+
     truth: the same quantity in float64. baseline: by plain PyTorch in the precision of `actual`.
     """
     if actual.shape != truth.shape:
         return f"its output is {tuple(actual.shape)}, not {tuple(truth.shape)}"
-    rounding = torch.finfo(baseline.dtype).eps * truth.abs().max().item()
-    error = (actual.double() - truth).abs().max().item()
-    allowed = slack * ((baseline.double() - truth).abs().max().item() + rounding)
-    # Written so that NaN fails.
-    return None if error <= allowed else f"its output errs by {error:.3g}, and {allowed:.3g} is allowed"
+    errors, usual = actual.double() - truth, baseline.double() - truth
+    eps = torch.finfo(baseline.dtype).eps
+    for times, size in ((slack, _root_mean_square), (2 * slack, _largest)):
+        error, allowed = size(errors), times * (size(usual) + eps * size(truth))
+        # Written so that NaN fails.
+        if not error <= allowed:
+            return f"its output errs by {error:.3g}, and {allowed:.3g} is allowed"
+    return None
+
+
+def _root_mean_square(numbers: Tensor) -> float:
+    return numbers.square().mean().sqrt().item()
+
+
+def _largest(numbers: Tensor) -> float:
+    return numbers.abs().max().item()
 
 
 def ready(candidate: Candidate) -> Run:
@@ -124,37 +137,39 @@ def ready(candidate: Candidate) -> Run:
     return run
 
 
-def interleaved(runs: Mapping[str, Run], *, rounds: int, say: Callable[[str], None]) -> dict[str, list[float]]:
-    """Seconds per call of each of `runs`, one number per round; all take turns, a different one first each round."""
-    repeats = {}
+def interleaved(runs: Mapping[str, Run], *, rounds: int | None, say: Callable[[str], None]) -> dict[str, list[float]]:
+    """Seconds per call of each of `runs`, one number per round; all take turns, a different one first each round.
+
+    rounds: None makes 10, or fewer where those would take more than five minutes; 3 at least.
+    """
+    repeats, round_seconds = {}, 0.0
     for name, run in runs.items():
-        for _ in range(WARMUP_CALLS):
-            run()
-        repeats[name] = max(1, math.ceil(SAMPLE_SECONDS / max(1e-9, _seconds_per_call(run, 1))))
+        say(f"warming up {name}")
+        seconds = _warm(run)
+        repeats[name] = max(1, math.ceil(SAMPLE_SECONDS / max(1e-9, seconds)))
+        round_seconds += repeats[name] * seconds
+    if rounds is None:
+        rounds = max(LEAST_ROUNDS, min(MOST_ROUNDS, int(ALL_ROUNDS_SECONDS / round_seconds)))
     names, samples = list(runs), {name: list[float]() for name in runs}
     started = time.monotonic()
     for index in range(rounds):
-        left = (time.monotonic() - started) / max(1, index) * (rounds - index)
-        say(f"timing, round {index + 1} of {rounds}" + (f", {span(left)} left" if index else ""))
+        left = (time.monotonic() - started) / index * (rounds - index) if index else rounds * round_seconds
         first = index % len(names)
         for name in names[first:] + names[:first]:
+            say(f"timing, round {index + 1} of {rounds}, {span(left)} left: {name}")
             time.sleep(PAUSE_SECONDS)
-            samples[name].append(_seconds_per_call(runs[name], repeats[name]))
+            samples[name].append(seconds_per_call(runs[name], repeats[name]))
     return samples
 
 
-def _seconds_per_call(run: Run, calls: int) -> float:
-    _wait_for_gpu()
-    started = time.perf_counter()
-    for _ in range(calls):
-        run()
-    _wait_for_gpu()
-    return (time.perf_counter() - started) / calls
-
-
-def _wait_for_gpu() -> None:
-    if torch.cuda.is_initialized():
-        torch.cuda.synchronize()
+def _warm(run: Run) -> float:
+    """Call `run` a few times, but for no long; seconds of the last call."""
+    started = time.monotonic()
+    for _ in range(WARMUP_CALLS):
+        seconds = seconds_per_call(run, 1)
+        if time.monotonic() - started > WARMUP_SECONDS:
+            return seconds
+    return seconds_per_call(run, 1)
 
 
 def summary(samples: Sequence[float]) -> Seconds:
@@ -166,25 +181,29 @@ def summary(samples: Sequence[float]) -> Seconds:
 
 
 def measure(
-    runs: Mapping[Candidate, Run], *, rounds: int, memory: bool, say: Callable[[str], None] = lambda text: None
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    runs: Mapping[Candidate, Run], *, rounds: int | None, memory: bool, say: Callable[[str], None] = lambda text: None
+) -> tuple[list[dict[str, Any]], dict[str, dict[str, Any]]]:
     """Time candidates and one large matrix product per precision in turns.
 
     Args:
         runs: Candidates with what `ready` made of them; their names must differ.
-        rounds: How often each takes its turn.
+        rounds: How often each takes its turn; None: see `interleaved`.
         memory: Read peak memory too, each in a process of its own.
         say: Told what is going on.
 
     Returns:
-        A row for each candidate, and GFLOP/s of the matrix product by its dtype. A multiply-add is two FLOPs.
+        A row for each candidate; and by dtype a large matrix product: its `side`, its rate in `gflops`, whether it is
+        `emulated`. A multiply-add is two FLOPs.
     """
-    products = {
-        dtype_of(candidate): (f"{PRODUCT}, {dtype_of(candidate)}", matrix_product(candidate)) for candidate in runs
-    }
-    named = {candidate.name: run for candidate, run in runs.items()} | dict(products.values())
+    dtypes = {dtype_of(candidate): candidate for candidate in runs}
+    products = {dtype: matrix_product(getattr(torch, dtype), candidate.device) for dtype, candidate in dtypes.items()}
+    named = {candidate.name: run for candidate, run in runs.items()}
+    named |= {f"{PRODUCT}, {dtype}": product.run for dtype, product in products.items()}
     samples = interleaved(named, rounds=rounds, say=say)
-    rates = {dtype: 2 * PRODUCT_SIDE**3 / 1e9 / summary(samples[name]).median for dtype, (name, _) in products.items()}
+    measured = {}
+    for dtype, product in products.items():
+        rate = product.flops_per_second(summary(samples[f"{PRODUCT}, {dtype}"]).median)
+        measured[dtype] = {"side": product.side, "gflops": rate / 1e9, "emulated": product.emulated}
     rows = []
     for candidate in runs:
         seconds = summary(samples[candidate.name])
@@ -203,23 +222,16 @@ def measure(
                 "unit": candidate.unit,
                 "multiply_adds": count,
                 "gflops": gflops,
-                "share_of_matrix_product": None if gflops is None else gflops / rates[dtype_of(candidate)],
+                "share_of_matrix_product": None if gflops is None else gflops / measured[dtype_of(candidate)]["gflops"],
                 "peak_memory_mib": peak_memory_mib(candidate) if memory else None,
             }
         )
-    return rows, rates
+    return rows, measured
 
 
 def dtype_of(candidate: Candidate) -> str:
     """What `candidate` multiplies its matrices in."""
     return "float32" if candidate.precision == "float32" else "bfloat16"
-
-
-def matrix_product(candidate: Candidate) -> Run:
-    """The product of two square matrices of `PRODUCT_SIDE` in the dtype and on the device of `candidate`."""
-    dtype = torch.float32 if candidate.precision == "float32" else torch.bfloat16
-    left, right = (torch.ones(PRODUCT_SIDE, PRODUCT_SIDE, dtype=dtype, device=candidate.device) for _ in range(2))
-    return lambda: (left @ right,)
 
 
 def peak_memory_mib(candidate: Candidate) -> float | None:
@@ -302,7 +314,7 @@ def surroundings(packages: Sequence[str]) -> dict[str, Any]:
         "machine": {
             **hardware(),
             "capability": torch.backends.cpu.get_cpu_capability(),
-            "cpu_flags": _cpu_flags(),
+            "cpu_flags": cpu_flags(),
         },
         "versions": {"python": sys.version.split()[0], **{name: _version(name) for name in packages}},
         "commit": commit(),
@@ -315,19 +327,17 @@ def footnote(report: Mapping[str, Any]) -> str:
     where = machine["gpus"][0] if report.get("device") == "cuda" else machine["cpu"]
     known = ", ".join(f"{name} {number}" for name, number in versions.items() if number and name != "python")
     threads = f"{machine['threads']} thread{'' if machine['threads'] == 1 else 's'}"
-    return f"{where} ({machine['capability']}), {threads} of {machine['cores']} cores; {known}"
+    notes = "".join(f"; {note}" for note in emulation_notes(report))
+    return f"{where} ({machine['capability']}), {threads} of {machine['cores']} cores; {known}{notes}"
+
+
+def emulation_notes(report: Mapping[str, Any]) -> list[str]:
+    """A sentence for each dtype that the cases of a report had to emulate."""
+    dtypes = {dtype for case in report.get("cases", ()) for dtype in case.get("emulated_dtypes", ())}
+    return [f"{dtype} is emulated: no instructions of this processor are used for it" for dtype in sorted(dtypes)]
 
 
 def _version(package: str) -> str | None:
     with suppress(PackageNotFoundError):
         return version(package)
     return None
-
-
-def _cpu_flags() -> list[str]:
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.split(":")[0].strip() in ("flags", "Features"):
-                found = set(line.partition(":")[2].split())
-                return [flag for flag in CPU_FLAGS if flag in found]
-    return []

@@ -32,11 +32,13 @@ class Backward : Window<Number> {
     void run(const Place& place, const Place& next) {
         this->enter(place, next);
         this->convert_keys();
+        if (this->paired()) this->pair_keys();
         prefetch_gradients(next);
         std::fill_n(grad_keys_, key_count() * plan_.d_padded, 0.0f);
         std::fill_n(grad_values_, key_count() * plan_.e_padded, 0.0f);
         for (int group = 0; group < plan_.groups; group++) {
             this->read_queries(group);
+            if (this->paired()) this->pair_queries(group, g_rows_);
             this->relative_logits(group);
             read_gradients(group);
             differentiate();
@@ -103,7 +105,10 @@ class Backward : Window<Number> {
     // these very numbers, and not from the outputs, it cancels where one key has all the weight.
     void differentiate_weights(int first, int count) {
         float *scores = scores_ + first * GROUP, *gradients = grad_scores_ + first * GROUP;
-        this->template make_scores<false>(scores, first, count, key_rows(first), q_columns_, plan_.d);
+        if (this->paired())
+            this->template make_paired_scores<false>(scores, first, count);
+        else
+            this->template make_scores<false>(scores, first, count);
         Rows values = value_rows(first);
         const float* g = g_columns_;
         int depth = plan_.e;

@@ -13,22 +13,21 @@ class Forward : Window<Number> {
     // Takes scratch for any window of the call.
     void prepare(Scratch& scratch) {
         size_t pairs = PAIRED ? (window_keys() / 2 + 1) * plan_.e_padded : 0;
-        Window<Number>::prepare(scratch, CHUNK, 3 * wide() + GROUP + pairs);
-        q_pairs_ = scratch.take(wide()), out_rows_ = scratch.take(wide()), out_columns_ = scratch.take(wide());
+        Window<Number>::prepare(scratch, CHUNK, 2 * wide() + GROUP + pairs);
+        out_rows_ = scratch.take(wide()), out_columns_ = scratch.take(wide());
         before_ = scratch.take(GROUP), value_pairs_ = scratch.take(pairs);
-        if (PAIRED) paired_k_.resize(window_keys());
     }
 
     // Computes a place, while the rows of the one that comes next are on their way.
     void run(const Place& place, const Place& next) {
         this->enter(place, next);
         if (paired())
-            pair_keys();
+            this->pair_keys(), pair_values();
         else
             this->convert_keys();
         for (int group = 0; group < plan_.groups; group++) {
             this->read_queries(group);
-            if (paired()) pair_queries(group);
+            if (paired()) this->pair_queries(group, out_rows_);
             this->relative_logits(group);
             attend();
             write_out(group);
@@ -37,19 +36,14 @@ class Forward : Window<Number> {
 
  private:
     using Base = Window<Number>;
-    using Base::call_, Base::plan_, Base::place_, Base::lanes_, Base::first_k_, Base::first_v_, Base::found_k_,
-        Base::found_v_, Base::q_columns_, Base::scores_, Base::largest_, Base::sum_, Base::key_count, Base::key_rows,
-        Base::value_rows, Base::wide, Base::window_keys;
+    using Base::call_, Base::plan_, Base::place_, Base::lanes_, Base::first_v_, Base::found_v_, Base::scores_,
+        Base::largest_, Base::sum_, Base::key_count, Base::value_rows, Base::wide, Base::window_keys, Base::paired,
+        Base::PAIRED;
 
-    // Whether products are taken of pairs of bfloat16, where the processor has instructions for that. Neighbouring
-    // channels make the pairs of queries and keys, neighbouring keys those of weights and values.
-    static constexpr bool PAIRED = Base::CONVERTED && MULTIPLIES_PAIRS;
-    bool paired() const { return PAIRED && plan_.d % 2 == 0; }
-
-    void pair_keys() {
+    // Neighbouring keys make the pairs of values.
+    void pair_values() {
         const int32_t second = 0xffff0000;
         int count = key_count();
-        for (int key = 0; key < count; key++) paired_k_[key] = reinterpret_cast<const float*>(found_k_[key] + first_k_);
         for (int key = 0; key < count; key += 2) {
             const Number *a = found_v_[key] + first_v_, *b = found_v_[std::min(key + 1, count - 1)] + first_v_;
             float* pairs = value_pairs_ + key / 2 * plan_.e_padded;
@@ -61,17 +55,6 @@ class Forward : Window<Number> {
                 store(pairs + c, (Vec)(((low >> 16) & 0xffff) | (high & keep)));
             }
         }
-    }
-
-    void pair_queries(int group) {
-        int pairs = plan_.d / 2, padded = round_up(pairs, LANES);
-        this->each_query(
-            place_, group,
-            [&](int lane, int64_t, int64_t row, int64_t column) {
-                std::memcpy(out_rows_ + lane * padded, this->query_at(place_, row, column), plan_.d * sizeof(Number));
-            },
-            [&](int lane) { std::fill_n(out_rows_ + lane * padded, padded, 0.0f); });
-        transpose(q_pairs_, GROUP, out_rows_, padded, lanes_, padded, lanes_, pairs);
     }
 
     // The softmax over chunks of keys, rescaling what was summed whenever a larger logit turns up.
@@ -88,15 +71,14 @@ class Forward : Window<Number> {
         this->each_chunk([&](int first, int count) {
             std::copy_n(largest_, GROUP, before_);
             if (paired()) {
-                this->template make_scores<true>(scores_, first, count, RowsOfPairs{paired_k_.data() + first, 0},
-                                                 q_pairs_, plan_.d / 2);
+                this->template make_paired_scores<true>(scores_, first, count);
                 weigh<true>(count);
                 accumulate(out_columns_, GROUP,
                            StridedPairs{value_pairs_ + first / 2 * plan_.e_padded, 1, plan_.e_padded}, scores_, GROUP,
                            plan_.e, lanes_ / LANES, (count + 1) / 2);
                 return;
             }
-            this->template make_scores<true>(scores_, first, count, key_rows(first), q_columns_, plan_.d);
+            this->template make_scores<true>(scores_, first, count);
             weigh<false>(count);
             accumulate(out_columns_, GROUP, Columns(value_rows(first)), scores_, GROUP, plan_.e, lanes_ / LANES, count);
         });
@@ -151,8 +133,7 @@ class Forward : Window<Number> {
             [](int) {});
     }
 
-    std::vector<const float*> paired_k_;
-    float *q_pairs_, *value_pairs_;             // [pair of channels][lane], [pair of keys][channel]
+    float* value_pairs_;                        // [pair of keys][channel]
     float *out_rows_, *out_columns_, *before_;  // [lane][channel], [channel][lane], [lane]
 };
 

@@ -5,6 +5,9 @@
 
 #include "cpu.h"
 
+// Products are inlined in each pass: as a function of both, they make the forward pass take 6% longer.
+#define PARHELION_INLINE __attribute__((always_inline)) inline
+
 namespace parhelion::halo {
 
 template <typename Number>
@@ -16,15 +19,23 @@ class Window {
  protected:
     static constexpr bool CONVERTED = !std::is_same_v<Number, float>;
 
+    // Whether products are taken of pairs of bfloat16, where the processor has instructions for that. Neighbouring
+    // channels make the pairs of queries and keys. Scores are made in one way in both passes: weights of the backward
+    // pass that are made from others than the sum of the forward pass do not add up to one, and then nothing cancels.
+    static constexpr bool PAIRED = CONVERTED && MULTIPLIES_PAIRS;
+    bool paired() const { return PAIRED && plan_.d % 2 == 0; }
+
     // Takes scratch for any window of the call, with scores for `score_keys` keys, and room for `more` numbers.
     void prepare(Scratch& scratch, size_t score_keys, size_t more) {
         size_t keys = window_keys(), part = size_t(plan_.side) * GROUP, scores = score_keys * GROUP;
         size_t read = CONVERTED ? keys * (plan_.d + plan_.e) : 0;
-        scratch.reserve(read + 2 * wide() + 2 * part + scores + 3 * GROUP + more);
+        scratch.reserve(read + 3 * wide() + 2 * part + scores + 3 * GROUP + more);
         if (CONVERTED) keys_ = scratch.take(keys * plan_.d), values_ = scratch.take(keys * plan_.e);
         q_rows_ = scratch.take(wide()), q_columns_ = scratch.take(wide());
+        if (PAIRED) paired_k_.resize(keys);
         row_parts_ = scratch.take(part), column_parts_ = scratch.take(part);
         scores_ = scratch.take(scores), largest_ = scratch.take(GROUP), sum_ = scratch.take(GROUP);
+        q_pairs_ = scratch.take(wide());
         // Without tables no query has a relative logit.
         std::fill_n(row_parts_, part, 0.0f), std::fill_n(column_parts_, part, 0.0f);
         row_parts_of_.resize(keys), column_parts_of_.resize(keys);
@@ -147,6 +158,36 @@ class Window {
         transpose(q_columns_, GROUP, q_rows_, plan_.d_padded, lanes_, plan_.d_padded);
     }
 
+    // The keys of a window and head as pairs.
+    void pair_keys() {
+        int count = key_count();
+        for (int key = 0; key < count; key++) paired_k_[key] = reinterpret_cast<const float*>(found_k_[key] + first_k_);
+    }
+
+    // The queries of a group as columns of pairs; `rows` is room for them as rows.
+    void pair_queries(int group, float* rows) {
+        int pairs = plan_.d / 2, padded = round_up(pairs, LANES);
+        each_query(
+            place_, group,
+            [&](int lane, int64_t, int64_t row, int64_t column) {
+                std::memcpy(rows + lane * padded, query_at(place_, row, column), plan_.d * sizeof(Number));
+            },
+            [&](int lane) { std::fill_n(rows + lane * padded, padded, 0.0f); });
+        transpose(q_pairs_, GROUP, rows, padded, lanes_, padded, lanes_, pairs);
+    }
+
+    // The logits of `count` keys into `scores`; with LARGEST largest_ becomes at least their maximum.
+    template <bool LARGEST>
+    PARHELION_INLINE void make_scores(float* scores, int first, int count) {
+        multiply_keys<LARGEST>(scores, first, count, key_rows(first), q_columns_, plan_.d);
+    }
+
+    // The same from pairs.
+    template <bool LARGEST>
+    PARHELION_INLINE void make_paired_scores(float* scores, int first, int count) {
+        multiply_keys<LARGEST>(scores, first, count, RowsOfPairs{paired_k_.data() + first, 0}, q_pairs_, plan_.d / 2);
+    }
+
     void relative_logits(int group) {
         if (!table_w_) return;
         relative_logits(table_h_, group, q_columns_, row_parts_);
@@ -176,9 +217,8 @@ class Window {
                 f(Rectangle(rows[i], row_parts_ + n, columns[i], column_parts_ + n), n);
     }
 
-    // The logits of `count` keys; with LARGEST largest_ becomes at least their maximum.
     template <bool LARGEST, typename Keys>
-    void make_scores(float* scores, int first, int count, Keys keys, const float* q, int depth) {
+    PARHELION_INLINE void multiply_keys(float* scores, int first, int count, Keys keys, const float* q, int depth) {
         // Pairs of queries are as they came; other queries were scaled on reading.
         constexpr bool SCALED = !std::is_same_v<Keys, RowsOfPairs>;
         float factor = call_.scale;
@@ -232,10 +272,10 @@ class Window {
     std::vector<int> query_rows_, query_columns_;               // of a query within its block
     std::vector<const float*> row_parts_of_, column_parts_of_;  // the parts of a key's logit
     std::vector<const Number*> found_k_, found_v_;              // the window's keys and values on the maps; of head 0
-    std::vector<const float*> converted_k_, converted_v_;
+    std::vector<const float*> converted_k_, converted_v_, paired_k_;
     const float *const *k_rows_, *const *v_rows_;  // the same in float32
     float *keys_ = nullptr, *values_ = nullptr;    // [key][channel]
-    float *q_rows_, *q_columns_;                   // [lane][channel], [channel][lane]
+    float *q_rows_, *q_columns_, *q_pairs_;        // [lane][channel], [channel][lane], [pair of channels][lane]
     float *row_parts_, *column_parts_;             // [key of the axis][lane]: the relative logits
     float* scores_;                                // [key][lane]
     float *largest_, *sum_;                        // [lane]: of the softmax, or of its keys so far
