@@ -1,7 +1,6 @@
 import json
 import os
 import pickle
-import subprocess
 import sys
 
 import pytest
@@ -375,30 +374,3 @@ def test_images_that_cannot_be_used_are_one_sentence(refused, run, data, tmp_pat
     assert "choose one of them" in refused("predict", run, image, "--json", "--jsonl")
     assert "top is 0" in refused("predict", run, image, "--top", "0")
     assert "batch is 0" in refused("evaluate", run, "--data", data, "--batch", "0")
-
-
-# how a process ends
-
-
-def test_ctrl_c_is_one_sentence_and_130(capsys, monkeypatch, data, tmp_path):
-    from parhelion.evaluate import classify
-
-    def interrupted(*arguments):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(classify, "outcome", interrupted)
-    out = tmp_path / "run"
-    assert main(["train", "resnet_tiny", "--data", str(data), "--out", str(out), *QUICK]) == 130
-    said = capsys.readouterr().err
-    assert said == f"parhelion: stopped at once; parhelion train --resume {out} goes on\n"
-
-
-def test_a_closed_pipe_is_quiet():
-    # A pipe whose reader is gone.
-    reader, writer = os.pipe()
-    os.close(reader)
-    command = [sys.executable, "-m", "parhelion.cli", "--help"]
-    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
-    os.close(writer)
-    assert done.stderr == ""
-    assert done.returncode == 141

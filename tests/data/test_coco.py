@@ -1,7 +1,6 @@
 import json
 import pickle
 import pickletools
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -393,10 +392,3 @@ def test_categories_may_come_in_another_order(tmp_path: Path) -> None:
     val = val_content()
     val["categories"].reverse()
     assert opened(write_coco(tmp_path, val=val)).val[0][1].labels.tolist() == [3]
-
-
-def test_masks_need_the_library_and_boxes_do_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    spec = write_coco(tmp_path)
-    monkeypatch.setitem(sys.modules, "faster_coco_eval.core", None)
-    assert 'pip install "parhelion[detection]"' in refused(spec)
-    assert len(opened(spec, masks=False).train) == 3

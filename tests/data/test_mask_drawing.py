@@ -1,12 +1,14 @@
 """Masks drawn at the size of a training image against masks drawn at full size and then scaled."""
 
+import sys
 import tracemalloc
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from data.coco_folders import rectangle, run_lengths
+from data.coco_folders import opened, rectangle, refused, run_lengths, write_coco
 from PIL import Image
 
 from parhelion.data.detection_transforms import DetectionAugmentation, detection_train_transform
@@ -157,3 +159,10 @@ def test_memory_follows_the_size_of_training_and_not_of_the_photograph() -> None
     assert target["masks"].shape == (60, 72, 96)
     # Of which the image takes 12 million bytes; at its size the masks would take 720 million.
     assert peak < 50e6
+
+
+def test_masks_need_the_library_and_boxes_do_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = write_coco(tmp_path)
+    monkeypatch.setitem(sys.modules, "faster_coco_eval.core", None)
+    assert 'pip install "parhelion[detection]"' in refused(spec)
+    assert len(opened(spec, masks=False).train) == 3

@@ -24,17 +24,12 @@ from parhelion.recipes import classification, detection
 from parhelion.recipes.detection import train
 
 TIMES = {"seconds", "data_wait_seconds", "images_per_second"}
+# fmt: off
 FILES = {
-    "recipe.json",
-    "environment.json",
-    "metrics.jsonl",
-    "losses.jsonl",
-    "weights.safetensors",
-    "best.safetensors",
-    "checkpoints",
-    "learning_curves.png",
-    "detections.png",
+    "recipe.json", "environment.json", "metrics.jsonl", "losses.jsonl", "weights.safetensors", "best.safetensors",
+    "checkpoints", "learning_curves.png", "detections.png",
 }
+# fmt: on
 SCORES = {
     f"{kind}_{name}"
     for kind in ("box", "mask")
