@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 
 import gpu
+import gpu_timing
 import pytest
 import torch
 from cases import CONVOLUTION, OURS, Case
@@ -16,6 +17,7 @@ from gpu_timing import Rates, Yardstick, host_clock, in_turns
 from table import between_markers
 
 from parhelion.cli import exit_code
+from parhelion.evaluate import products
 from parhelion.ops import halo_attention
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -326,3 +328,14 @@ def test_a_table_shows_what_was_measured_and_what_was_not(session):
     assert sum(NOT_MEASURED in line for line in lines) == sum(map(len, PROMISED.values())) - 2 + 1
     assert any(line.startswith(f"|  | {SDPA} |") and "%" in line for line in lines)
     assert any(COMPILED in line and "only eager candidates" in line for line in lines)
+
+
+def test_the_yardstick_is_sized_by_measured_time(monkeypatch):
+    monkeypatch.setattr(products, "LAST_SIDE", 64)
+    monkeypatch.setattr(gpu_timing, "seconds_per_call", lambda run, calls: run()[0].numel() / 1e10)
+    yardstick = Yardstick.sized("cpu")
+    assert yardstick.copy_bytes == 2**23  # the first that takes half a millisecond at 10 GB/s
+    assert yardstick.product_side == 64
+    copied, product = (run()[0] for run in yardstick.runs("cpu").values())
+    assert copied.numel() == 2**23
+    assert product.shape == (64, 64)

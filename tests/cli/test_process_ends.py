@@ -21,10 +21,7 @@ def test_ctrl_c_is_one_sentence_and_130(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(classify, "outcome", interrupted)
     data, out = colour_folders(tmp_path), tmp_path / "run"
     quick = ("--image-px", "16", "--batch", "10")
-    assert (
-        main(["train", "resnet_tiny", "--data", str(data), "--out", str(out), "--image-px", "16", "--batch", "10"])
-        == 130
-    )
+    assert main(["train", "resnet_tiny", "--data", str(data), "--out", str(out), *quick]) == 130
     said = capsys.readouterr().err
     assert said == f"parhelion: stopped at once; parhelion train --resume {out} goes on\n"
 
