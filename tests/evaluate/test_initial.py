@@ -189,6 +189,7 @@ def test_without_network_one_sentence_says_so(monkeypatch: pytest.MonkeyPatch) -
             r"nothing at 'halonet_h4'; give a run folder, .*, hf-hub:OWNER/NAME or timm:NAME$",
         ),
         ("", "nothing at '';"),
+        ("torchvision:maskrcnn_resnet50_fpn", "is a name for detectors, which start from torchvision's; give a run"),
     ],
 )
 def test_what_is_not_there_is_named_with_what_would_be_right(spec: str, sentence: str) -> None:

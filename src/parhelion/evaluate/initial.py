@@ -23,7 +23,10 @@ from parhelion.models.timm_resnets import our_name, plain_resnet
 from parhelion.models.weights import read_header, read_weights, weights_file, why_not_fit
 from parhelion.train import checkpoint
 
-HUB, TIMM = "hf-hub:", "timm:"
+HUB, TIMM, TORCHVISION = "hf-hub:", "timm:", "torchvision:"
+PUBLISHED = (HUB, TIMM, TORCHVISION)
+"""How the name of published weights begins; what begins otherwise is a path."""
+
 HUB_FILE = "model.safetensors"
 FORMS = f"a run folder, a .safetensors file, {HUB}OWNER/NAME or {TIMM}NAME"
 # What wrappers put before every name: DistributedDataParallel, torch.compile, timm's feature extractors.
@@ -90,6 +93,8 @@ def initial_weights(spec: str) -> Pretrained:
     if spec.startswith(HUB):
         repository, _, revision = spec.removeprefix(HUB).partition("@")
         return _of_file(_download(spec, repository, revision or None), label=spec)
+    if spec.startswith(TORCHVISION):
+        raise UserError(f"{spec!r} is a name for detectors, which start from torchvision's; give {FORMS}")
     if not spec or not Path(spec).exists():
         raise UserError(f"there is nothing at {spec!r}; give {FORMS}")
     return _of_file(weights_file(Path(spec)), label=spec)

@@ -10,9 +10,9 @@ from timm.models._features import FeatureGetterNet
 from torch import Tensor, nn
 
 from parhelion.errors import UserError
-from parhelion.evaluate.initial import HUB, TIMM, check_finite, initialise, normalisation_notes
+from parhelion.evaluate.initial import PUBLISHED, TORCHVISION, check_finite, initialise, normalisation_notes
 from parhelion.evaluate.saved_detector import Detector, holds_detector, load_detector
-from parhelion.evaluate.torchvision_weights import TORCHVISION, published
+from parhelion.evaluate.torchvision_weights import published
 from parhelion.models.adapt import COUNTER, Adaptation, Normalised, Place, Pretrained, TensorReport, adapt
 from parhelion.models.catalog import IMAGENET_MEAN, IMAGENET_STD, create_model
 from parhelion.models.resnet import ResNet
@@ -42,7 +42,7 @@ def initialise_detector(model: nn.Module, spec: str, *, class_names: Sequence[st
     if spec.startswith(TORCHVISION):
         adaptation = _of_torchvision(model, body, spec, class_names)
         return replace(adaptation, notes=normalisation_notes(spec, (IMAGENET_MEAN, IMAGENET_STD), normalised))
-    is_path = not spec.startswith((HUB, TIMM)) and bool(spec) and Path(spec).exists()
+    is_path = not spec.startswith(PUBLISHED) and bool(spec) and Path(spec).exists()
     if is_path and _is_detector(Path(spec)):
         detector = load_detector(Path(spec))
         adaptation = _of_detector(model, body, spec, detector, class_names)

@@ -7,7 +7,7 @@ from typing import Any
 
 from parhelion.data.identity import absolute, path_of, place
 from parhelion.errors import UserError
-from parhelion.evaluate.initial import HUB, TIMM
+from parhelion.evaluate.initial import PUBLISHED
 from parhelion.train.record import BEGUN_IN
 
 
@@ -72,4 +72,4 @@ def _data(recipe: Mapping[str, Any]) -> str | None:
 
 
 def _weights(spec: str, folder: Path, act: Any) -> str:
-    return spec if spec.startswith((HUB, TIMM)) else act(folder / Path(spec).expanduser())
+    return spec if spec.startswith(PUBLISHED) else act(folder / Path(spec).expanduser())
