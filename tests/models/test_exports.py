@@ -11,6 +11,7 @@ import pytest
 import timm
 import torch
 from error_budget import assert_as_exact_as
+from simulated_rounding import simulated, step_by_step
 from timm.models.byobnet import ByoBlockCfg, ByobNet, ByoModelCfg
 from torch import Tensor, nn
 from torch.export import Dim
@@ -172,12 +173,13 @@ def onnx_outputs(model: nn.Module, images: Tensor, file: Path, **options: Any) -
     return torch.from_numpy(output)
 
 
-def assert_onnx_computes_the_same(model: nn.Module, images: Tensor, file: Path, **options: Any) -> None:
+def assert_computes_the_same(actual: Tensor, model: nn.Module, images: Tensor) -> None:
+    """Fail unless `actual`, computed by onnxruntime in float32, is as exact as float32 allows."""
+    exact, images = parhelion.reference(model).double(), images.double()
     with torch.no_grad():
-        eager = model(images)
-        truth = parhelion.reference(model).double()(images.double())
-    # onnxruntime sums in an order of its own, layer after layer: twice the error, as for one operation, would be luck.
-    assert_as_exact_as(onnx_outputs(model, images, file, **options), eager, truth, slack=16.0)
+        (likely,) = simulated(lambda: [exact(images)], step_by_step(torch.float32), torch.float32)
+        # onnxruntime interpolates tables at coordinates in float32: errors of up to 2.8 times the simulated were seen.
+        assert_as_exact_as(actual, likely, exact(images), margin=4.0)
 
 
 ONNX_MODELS = {
@@ -189,7 +191,8 @@ ONNX_MODELS = {
 
 @pytest.mark.parametrize("name", ONNX_MODELS)
 def test_an_onnx_file_computes_what_the_model_does(name: str, tmp_path: Path) -> None:
-    assert_onnx_computes_the_same(ONNX_MODELS[name](), torch.randn(2, 3, 39, 53), tmp_path / "m.onnx", dynamo=True)
+    model, images = ONNX_MODELS[name](), torch.randn(2, 3, 39, 53)
+    assert_computes_the_same(onnx_outputs(model, images, tmp_path / "m.onnx", dynamo=True), model, images)
 
 
 def test_an_onnx_file_of_a_layer_serves_every_size(tmp_path: Path) -> None:
@@ -214,14 +217,13 @@ def test_an_onnx_file_of_a_layer_serves_every_size(tmp_path: Path) -> None:
     for batch, h, w in SIZES:
         images = torch.randn(batch, 6, h, w)
         (actual,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
-        truth = parhelion.reference(layers).double()(images.double())
-        with torch.no_grad():
-            assert_as_exact_as(torch.from_numpy(actual), layers(images), truth, slack=16.0)
+        assert_computes_the_same(torch.from_numpy(actual), layers, images)
 
 
 @pytest.mark.parametrize("name", ["gsa_tiny", "halonet_tiny"])
 def test_the_older_exporter_works_too(name: str, tmp_path: Path) -> None:
-    assert_onnx_computes_the_same(network(name), torch.randn(2, 3, 39, 53), tmp_path / "m.onnx", dynamo=False)
+    model, images = network(name), torch.randn(2, 3, 39, 53)
+    assert_computes_the_same(onnx_outputs(model, images, tmp_path / "m.onnx", dynamo=False), model, images)
 
 
 def test_a_named_implementation_refuses_onnx_in_words(tmp_path: Path) -> None:
