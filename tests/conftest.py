@@ -29,9 +29,8 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         raise pytest.UsageError(f"--level {fastest} is none of {', '.join(native.LEVELS)}")
     hidden = native.LEVELS[: native.LEVELS.index(fastest)]
     seen = native.why_not_level.__wrapped__
-    native.why_not_level = functools.cache(
-        lambda level: f"--level {fastest} hides the kernels for {level}" if level in hidden else seen(level)
-    )
+    hides = dict.fromkeys(hidden, f"--level {fastest} hides these kernels")
+    native.why_not_level = functools.cache(lambda level: seen(level) or hides.get(level))
 
 
 @pytest.fixture(autouse=True)
