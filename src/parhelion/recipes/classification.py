@@ -163,9 +163,11 @@ class Classification(running.Task):
             self._classifier = untrained(self.recipe, self.source)
         return self._classifier
 
-    def check_images(self, begun: Mapping[str, Any], accelerator: Accelerator, note: Callable[[str], None]) -> None:
+    def check_images(
+        self, begun: Mapping[str, Any], now: Mapping[str, Any], accelerator: Accelerator, note: Callable[[str], None]
+    ) -> None:
         check_some_images(self.source)
-        check_same_images(begun, self.images(accelerator), self.source.name, note)
+        check_same_images(begun, now, self.source.name, note)
 
     def images(self, accelerator: Accelerator) -> Mapping[str, Any]:
         return image_facts(self.recipe, self.source, accelerator)

@@ -115,8 +115,9 @@ class Detection(running.Task):
             )
         return self._detector
 
-    def check_images(self, begun: Mapping[str, Any], accelerator: Accelerator, note: Callable[[str], None]) -> None:
-        now = self.images(accelerator)
+    def check_images(
+        self, begun: Mapping[str, Any], now: Mapping[str, Any], accelerator: Accelerator, note: Callable[[str], None]
+    ) -> None:
         check_same_images(begun, now, self.source.name, note)
         for name in ("category_ids", "annotations"):
             if begun.get(name, now[name]) != now[name]:

@@ -69,15 +69,18 @@ class Task(ABC):
     title: str
 
     @abstractmethod
-    def check_images(self, begun: Mapping[str, Any], accelerator: Accelerator, note: Callable[[str], None]) -> None:
+    def images(self, accelerator: Accelerator) -> Mapping[str, Any]:
+        """What tells the run's images from others without reading them, ready for JSON."""
+
+    @abstractmethod
+    def check_images(
+        self, begun: Mapping[str, Any], now: Mapping[str, Any], accelerator: Accelerator, note: Callable[[str], None]
+    ) -> None:
         """Raise UserError where a run that began with `begun`, see `images`, would go on with other images.
 
         begun: empty where the run begins now.
+        now: what `images` says.
         """
-
-    @abstractmethod
-    def images(self, accelerator: Accelerator) -> Mapping[str, Any]:
-        """What tells the run's images from others without reading them, ready for JSON."""
 
     def images_line(self) -> str | None:
         """What was found, in a line to begin with; None where there is nothing to say."""
@@ -177,8 +180,10 @@ def _run(
     with parallel.agreed(accelerator):
         begun = begin(out, resolved, accelerator, resume=request.resume, recipe=recipe, note=note)
         doing = task()
-        doing.check_images(begun.images, accelerator, note)
-        check_moved(begun, doing.images(accelerator), note)
+        # Once, since every file is looked at.
+        images = doing.images(accelerator)
+        doing.check_images(begun.images, images, accelerator, note)
+        check_moved(begun, images, note)
         # Equal weights in all processes.
         seed_everything("weights", recipe.seed)
         model = doing.build()
@@ -197,8 +202,8 @@ def _run(
         note(f"sharding is {recipe.sharding}, but one process alone holds all weights; torchrun starts several")
     lone = _lone_images(recipe, doing, model, accelerator)
     ready = prepared(recipe, accelerator, model, doing.losses(), plan)
-    lone.check(doing.images(accelerator)["train_images"], note)
-    running = Running(recipe, begun, doing, ready, why_not=lone.why_not, quiet=quiet)
+    lone.check(images["train_images"], note)
+    running = Running(recipe, begun, doing, ready, images=images, why_not=lone.why_not, quiet=quiet)
     with parallel.agreed(accelerator):
         if accelerator.is_main_process and not begun.resumed:
             lock.take()
@@ -214,10 +219,18 @@ class Running(Keeping):
     """One run under way: trains, and after each epoch evaluates, saves and records."""
 
     def __init__(
-        self, recipe: Recipe, begun: Begun, task: Task, ready: Prepared, *, why_not: loop.WhyNot, quiet: bool
+        self,
+        recipe: Recipe,
+        begun: Begun,
+        task: Task,
+        ready: Prepared,
+        *,
+        images: Mapping[str, Any],
+        why_not: loop.WhyNot,
+        quiet: bool,
     ) -> None:
-        """why_not: why the network cannot learn from a batch."""
-        super().__init__(begun, ready.moving, task.images(ready.moving.accelerator))
+        """images: what `Task.images` says. why_not: why the network cannot learn from a batch."""
+        super().__init__(begun, ready.moving, images)
         self.recipe, self.task, self.ready, self._why_not = recipe, task, ready, why_not
         task.use(ready.evaluated)
         self._noted: set[str] = set()
