@@ -25,7 +25,7 @@ from torch import Tensor
 
 from parhelion.cli import exit_code
 from parhelion.errors import UserError
-from parhelion.native import gpu
+from parhelion.ops import gpu
 from parhelion.ops.axial.triton import axial_attention_triton
 from parhelion.ops.content.triton import content_attention_triton
 from parhelion.ops.halo import Window, table_rows, table_widths

@@ -24,8 +24,7 @@ from memory_layouts import amid_channels_of_nan, amid_nan, axes_exchanged, chann
 from simulated_rounding import fused_on_gpu
 from torch import Tensor
 
-from parhelion.native import gpu
-from parhelion.ops import axial_attention, content_attention, halo_attention
+from parhelion.ops import axial_attention, content_attention, gpu, halo_attention
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 pytestmark = [

@@ -13,9 +13,9 @@ from small_layers import assert_trains_within_budget
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from parhelion.native import gpu
 from parhelion.ops import axial as axial_op
 from parhelion.ops import content as content_op
+from parhelion.ops import gpu
 from parhelion.ops import halo as halo_op
 from parhelion.ops.implementation import chosen
 

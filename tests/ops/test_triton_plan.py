@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parhelion.native.gpu import padded
+from parhelion.ops.gpu import padded
 from parhelion.ops.halo import Window
 from parhelion.ops.halo.triton_plan import key_shift, key_tiles, plan, query_tile, stages, warps, windows_met
 

@@ -3,7 +3,7 @@
 from typing import Literal, get_args
 
 from parhelion.errors import UserError
-from parhelion.native import gpu
+from parhelion.ops import gpu
 
 Implementation = Literal["auto", "reference", "cpu", "triton"]
 

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from parhelion.native import gpu, side_by_side
-from parhelion.native.gpu import Launch, common_run
+from parhelion.native import side_by_side
+from parhelion.ops import gpu
 from parhelion.ops.axial.contract import Axis
 from parhelion.ops.axial.triton_plan import (
     Inputs,
@@ -20,6 +20,7 @@ from parhelion.ops.axial.triton_plan import (
     plan,
     warps,
 )
+from parhelion.ops.gpu import Launch, common_run
 
 
 def why_not_triton(q: Tensor, v: Tensor, plus: Tensor | None = None) -> str | None:

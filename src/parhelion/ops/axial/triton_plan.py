@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from parhelion.native.gpu import padded, precision
+from parhelion.ops.gpu import padded, precision
 
 # Rows in a tile: no more than a block has, which is what a matrix unit takes, or a power of two of blocks.
 BLOCK = 16

@@ -5,9 +5,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from parhelion.native import gpu, side_by_side
-from parhelion.native.gpu import Launch, as_map
+from parhelion.native import side_by_side
+from parhelion.ops import gpu
 from parhelion.ops.content.triton_plan import Inputs, Plan, Summary, effort, plan, sizes_of
+from parhelion.ops.gpu import Launch, as_map
 
 
 def why_not_triton(q: Tensor, k: Tensor, v: Tensor) -> str | None:

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from parhelion.native.gpu import NARROWEST, Map, padded, precision
+from parhelion.ops.gpu import NARROWEST, Map, padded, precision
 
 # Warps that keep a GPU busy: sixteen for each of an H100's 132 multiprocessors, and as many on any other GPU, so that
 # results do not depend on it. An image is cut into chunks where images and heads are fewer.

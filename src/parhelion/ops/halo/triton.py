@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from parhelion.native import gpu, side_by_side
-from parhelion.native.gpu import Launch, as_map, common_run
+from parhelion.native import side_by_side
+from parhelion.ops import gpu
+from parhelion.ops.gpu import Launch, as_map, common_run
 from parhelion.ops.halo.contract import Border, Offsets, Relative, Window
 from parhelion.ops.halo.triton_plan import Inputs, Plan, Scale, Sizes, Table, plan, stages, warps
 

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from parhelion.native.gpu import Map, padded, precision
+from parhelion.ops.gpu import Map, padded, precision
 from parhelion.ops.halo.contract import Window, table_rows, table_widths
 
 # A tile of keys costs as many instructions as this many keys more: counted in the machine code for sm_90.
