@@ -43,9 +43,9 @@ from table import between_markers
 
 from parhelion.cli import exit_code
 from parhelion.errors import UserError
-from parhelion.evaluate.report import save_report, speed_report
-from parhelion.evaluate.speed import footnote
-from parhelion.train.atomic import write_json, write_text
+from parhelion.files.atomic import write_json, write_text
+from parhelion.speed.report import save_report, speed_report
+from parhelion.speed.timing import footnote
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, README = ROOT / "benchmarks" / "results", ROOT / "README.md"

@@ -11,8 +11,8 @@ from gpu_networks import GpuNetwork, WithGsaPytorch, operator, operators
 from gpu_peers import GpuLayer
 from peers import convolution, gsa_pytorch_gsa, our_gsa, timm_halo
 
-from parhelion.evaluate.report import figures
-from parhelion.evaluate.speed import Candidate, footnote
+from parhelion.speed.report import figures
+from parhelion.speed.timing import Candidate, footnote
 
 COMPILED, REFERENCE = f"{OURS}, compiled", f"{OURS}, reference"
 SDPA, FLEX = "SDPA with a bias", "FlexAttention"

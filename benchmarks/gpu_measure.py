@@ -27,10 +27,10 @@ from gpu_timing import (
 )
 
 import parhelion
-from parhelion.data.fashion import bundled_images
-from parhelion.evaluate.networks import SEED
-from parhelion.evaluate.report import figures, narrator
-from parhelion.evaluate.speed import Candidate, Run, WrongNumbersError, ready, summary
+from parhelion.data.sources.fashion import bundled_images
+from parhelion.speed.networks import SEED
+from parhelion.speed.report import figures, narrator
+from parhelion.speed.timing import Candidate, Run, WrongNumbersError, ready, summary
 
 AUTO = "auto"
 QUICK_ROUNDS = 2

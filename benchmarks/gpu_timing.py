@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from parhelion.evaluate.products import Run, matrix_product, product_run, seconds_per_call
-from parhelion.train.progress import span
+from parhelion.files.progress import span
+from parhelion.speed.products import Run, matrix_product, product_run, seconds_per_call
 
 # Seconds of each of so many calls.
 Clock = Callable[[Run, int], list[float]]

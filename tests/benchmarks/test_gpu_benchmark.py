@@ -17,8 +17,8 @@ from gpu_timing import Rates, Yardstick, host_clock, in_turns
 from table import between_markers
 
 from parhelion.cli import exit_code
-from parhelion.evaluate import products
 from parhelion.ops import halo_attention
+from parhelion.speed import products
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
