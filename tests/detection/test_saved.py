@@ -77,10 +77,10 @@ def test_tables_for_another_image_size_are_not_saved_before_they_are_made(tmp_pa
         save_detector(path, larger)
     assert str(caught.value) == (
         "the detector is for images of 160 pixels, but its tables of global attention are not; call "
-        "detector.model.backbone.body.model.resize(image_size=(160, 160)) before it is saved"
+        "detector.model.backbone.resize(image_size=(160, 160)) before it is saved"
     )
     assert not path.exists()
-    larger.model.backbone.body.model.resize(image_size=(160, 160))
+    larger.model.backbone.resize(image_size=(160, 160))
     save_detector(path, larger)
     images = [torch.rand(3, 50, 80)]
     (these,), (those,) = load_detector(path).model(images), larger.model(images)

@@ -6,13 +6,13 @@ from typing import Any, Literal, cast
 import timm
 import torch
 from timm.layers import Format, freeze_batch_norm_2d
-from timm.models._features import FeatureGetterNet
 from torch import nn
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
 
 from parhelion.errors import UserError, nearest
-from parhelion.models.catalog import check_choices, create_model
-from parhelion.models.resnet import ResNet
+from parhelion.models.catalog import check_choices, create_model, feature_maps
+from parhelion.models.resnet import ResNet, network_in
+from parhelion.models.timm_features import FeatureMaps
 from parhelion.shapes import Float, Tensor
 
 TIMM = "timm:"
@@ -52,13 +52,18 @@ class Pyramid(nn.Module):
         return {name: at_least_float32(features) for name, features in pyramid.items()}
 
     @property
+    def network(self) -> ResNet | None:
+        """The Parhelion network whose maps these are; None for another backbone."""
+        return network_in(self.body)
+
+    @property
     def parts(self) -> list[nn.Module]:
         """What can be frozen, from the image on: what comes before the first stage, then each stage.
 
         Nothing where the order of the backbone's layers is not known.
         """
-        if isinstance(self.body, FeatureGetterNet):
-            return self.body.model.parts if isinstance(self.body.model, ResNet) else []
+        if self.network is not None:
+            return self.network.parts
         ends = set(getattr(self.body, "return_layers", ()))
         if not ends:
             return []
@@ -74,13 +79,22 @@ class Pyramid(nn.Module):
     @property
     def bottlenecks(self) -> list[nn.Module]:
         """The residual blocks of a Parhelion backbone; of another one, its children."""
-        if isinstance(self.body, FeatureGetterNet) and isinstance(self.body.model, ResNet):
-            return list(self.body.model.bottlenecks)
+        if self.network is not None:
+            return list(self.network.bottlenecks)
         return [module for module in self.body.children() if any(True for _ in module.parameters())]
+
+    def has_tables_for(self, image_size: tuple[int, int]) -> bool:
+        """Whether the backbone's tables of global attention, if it has any, are made for `image_size` (h, w)."""
+        return self.network is None or self.network.has_tables_for(image_size)
+
+    def resize(self, *, image_size: tuple[int, int]) -> None:
+        """Interpolate the backbone's tables of global attention, if it has any, for images of `image_size` (h, w)."""
+        if self.network is not None:
+            self.network.resize(image_size=image_size)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Let the backbone keep less for the backward pass. Raises UserError where it cannot."""
-        body: Any = self.body.model if isinstance(self.body, FeatureGetterNet) else self.body
+        body: Any = self.body.model if isinstance(self.body, FeatureMaps) else self.body
         if enable or hasattr(body, "set_grad_checkpointing"):
             if not hasattr(body, "set_grad_checkpointing"):
                 raise UserError(f"recompute is set, but {type(body).__name__} cannot compute its blocks again")
@@ -101,8 +115,8 @@ def named_backbone(
     arguments = {"in_chans": in_chans, "image_size": image_px, "drop_path": drop_path, **choices}
     whole = cast("ResNet", create_model(name, num_classes=0, **arguments))
     indices = _indices(name, [info["reduction"] for info in whole.feature_info])
-    # What create_model does for features_only, for indices that only the built model tells.
-    return FeatureGetterNet(whole, out_indices=indices)
+    # Not by `features_only`: which maps there are is known once the model is built.
+    return feature_maps(whole, indices)
 
 
 def _timm_backbone(name: str, *, in_chans: int, drop_path: float, choices: Mapping[str, Any]) -> nn.Module:

@@ -1,19 +1,17 @@
 """Detectors as `parhelion train` saves them: weights, class names and category ids in one file."""
 
-import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
 from parhelion.data.images import Exif
-from parhelion.detection import faster_rcnn, mask_rcnn
+from parhelion.detection.pyramid import Pyramid
+from parhelion.detection.rcnn import faster_rcnn, mask_rcnn
 from parhelion.errors import UserError
 from parhelion.files.weights import read_facts, read_saved, save_weights, weights_file, why_not_fit
-from parhelion.layers import GlobalSelfAttention
-from parhelion.models.resnet import ResNet
 
 TASK = "detection"
 BUILDERS: dict[str, Callable[..., nn.Module]] = {"mask_rcnn": mask_rcnn, "faster_rcnn": faster_rcnn}
@@ -117,18 +115,12 @@ def save_detector(path: Path, detector: Detector) -> None:
 
 
 def _check_tables(detector: Detector) -> None:
-    body = getattr(detector.model.get_submodule("backbone.body"), "model", None)
-    if not isinstance(body, ResNet):
-        return
-    px = detector.arguments["image_px"]
-    # A body is cut after its last map.
-    for bottleneck, size in zip(body.bottlenecks, itertools.chain(*body.network.sizes((px, px))), strict=False):
-        operator = bottleneck.operator
-        if isinstance(operator, GlobalSelfAttention) and operator.size != size:
-            raise UserError(
-                f"the detector is for images of {px} pixels, but its tables of global attention are not; call "
-                f"detector.model.backbone.body.model.resize(image_size=({px}, {px})) before it is saved"
-            )
+    px, backbone = detector.arguments["image_px"], cast("Pyramid", detector.model.backbone)
+    if not backbone.has_tables_for((px, px)):
+        raise UserError(
+            f"the detector is for images of {px} pixels, but its tables of global attention are not; call "
+            f"detector.model.backbone.resize(image_size=({px}, {px})) before it is saved"
+        )
 
 
 def holds_detector(path: Path) -> bool:

@@ -290,10 +290,10 @@ def _changed_choices(before: ResNet, after: ResNet) -> Iterator[str]:
     if before.network.act != after.network.act:
         yield f"act {before.network.act} -> {after.network.act}"
     changes = (
-        f"{choice} {getattr(old.operator, choice)} -> {getattr(new.operator, choice)}"
-        for old, new in zip(before.bottlenecks, after.bottlenecks, strict=False)
-        if type(old.operator) is type(new.operator)
+        f"{choice} {getattr(old, choice)} -> {getattr(new, choice)}"
+        for old, new in zip(before.operators, after.operators, strict=False)
+        if type(old) is type(new)
         for choice in CHOICES
-        if getattr(old.operator, choice, None) != getattr(new.operator, choice, None)
+        if getattr(old, choice, None) != getattr(new, choice, None)
     )
     yield from dict.fromkeys(changes)
