@@ -15,7 +15,7 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops import FrozenBatchNorm2d
 
 from parhelion.detection.pyramid import Pyramid
-from parhelion.detection.saved import Detector, holds_detector, load_detector
+from parhelion.detection.saved import Detector, holds_detector
 from parhelion.errors import UserError
 from parhelion.models.adapt import COUNTER, Adaptation, Normalised, Place, Pretrained, TensorReport, adapt
 from parhelion.models.catalog import IMAGENET_MEAN, IMAGENET_STD, create_model
@@ -55,7 +55,7 @@ def initialise_detector(model: nn.Module, spec: str, *, class_names: Sequence[st
         return replace(adaptation, notes=normalisation_notes(spec, (IMAGENET_MEAN, IMAGENET_STD), normalised))
     is_path = not spec.startswith(PUBLISHED) and bool(spec) and Path(spec).exists()
     if is_path and _is_detector(Path(spec)):
-        detector = load_detector(Path(spec))
+        detector = Detector.load(Path(spec))
         adaptation = _of_detector(model, spec, detector, class_names)
         return replace(adaptation, notes=normalisation_notes(spec, _normalised(detector.model), normalised))
     network = _network(model)

@@ -65,7 +65,7 @@ class DetectionRecipe(Recipe):
     """How photos are read that EXIF says were taken with the camera turned; upright: turned as it says; stored: as
     their pixels are stored, for annotations made that way."""
     on_bad_annotation: Literal["refuse", "drop"] = "refuse"
-    """What to do with annotations that cannot be: refuse: stop and list them; drop: leave them out and count them;
+    """What to do with invalid annotations; refuse: stop and list them; drop: leave them out and count them;
     scores leave out only what cannot be scored."""
 
     def as_dict(self) -> dict[str, Any]:

@@ -9,8 +9,6 @@ from parhelion.data.transforms import Preprocessing
 from parhelion.errors import UserError
 from parhelion.files.weights import PICKLE_SUFFIXES, read_facts, read_header, weights_file
 
-DETECTOR = "detector"
-
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
@@ -58,7 +56,7 @@ def read_trained(path: str | Path) -> Trained | None:
     pickled = file.suffix.lower() in PICKLE_SUFFIXES
     facts = read_facts(file) if pickled or "parhelion_format" in read_header(file) else {}
     if "detector" in facts:
-        raise UserError(f"the weights in {path} are of a detector; parhelion.detection.saved.load_detector loads it")
+        raise UserError(f"the weights in {path} are of a detector; parhelion.detection.saved.Detector.load loads it")
     if "model" not in facts or "model_arguments" not in facts:
         return None
     preprocessing, names = facts.get("preprocessing"), facts.get("class_names")
