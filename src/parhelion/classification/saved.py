@@ -1,6 +1,7 @@
 """`Classifier`: a network with all that is needed to use it, saved in one file with its weights."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from parhelion.errors import UserError
 from parhelion.files.run_folder import RECIPE
 from parhelion.files.weights import read_saved, save_weights, weights_file, why_not_fit
 from parhelion.models.catalog import create_model
+from parhelion.models.count import multiply_adds, parameters
 from parhelion.models.trained import timm_config
 
 FACTS = ("model", "model_arguments", "class_names", "preprocessing")
@@ -83,6 +85,14 @@ class Classifier:
     def with_image_px(self, image_px: int) -> "Classifier":
         """The same classifier, its network shared, for images of `image_px` pixels a side."""
         return replace(self, preprocessing=replace(self.preprocessing, image_px=image_px))
+
+
+def costs(facts: Mapping[str, Any]) -> tuple[int, int]:
+    """Parameters, and multiply-adds of one image in evaluation, of the classifier with the header `facts`."""
+    side = facts["preprocessing"]["image_px"]
+    with torch.device("meta"):
+        model = create_model(facts["model"], **facts["model_arguments"])
+    return parameters(model), multiply_adds(model, (side, side))
 
 
 def _recipe_model(path: Path) -> str | None:

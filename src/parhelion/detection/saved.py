@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from torch import nn
 
 from parhelion.data.images import Exif
@@ -12,6 +13,7 @@ from parhelion.detection.pyramid import Pyramid
 from parhelion.detection.rcnn import faster_rcnn, mask_rcnn
 from parhelion.errors import UserError
 from parhelion.files.weights import read_facts, read_saved, save_weights, weights_file, why_not_fit
+from parhelion.models.count import multiply_adds, parameters
 
 TASK = "detection"
 BUILDERS: dict[str, Callable[..., nn.Module]] = {"mask_rcnn": mask_rcnn, "faster_rcnn": faster_rcnn}
@@ -152,3 +154,14 @@ def built(arguments: Mapping[str, Any], *, drop_path: float = 0.0) -> nn.Module:
 def holds_detector(path: Path) -> bool:
     """Whether the run folder or file `path` holds a detector. Raises UserError where it is damaged or no run."""
     return read_facts(weights_file(path)).get("task") == TASK
+
+
+def costs(facts: Mapping[str, Any]) -> tuple[int, int]:
+    """Parameters, and the backbone's multiply-adds of one square image, of the detector with the header `facts`.
+
+    The multiply-adds of the heads depend on what they find.
+    """
+    with torch.device("meta"):
+        model = built(facts["detector"])
+    backbone, side = cast("Pyramid", model.backbone), facts["detector"]["image_px"]
+    return parameters(model), multiply_adds(backbone.body, (side, side))
