@@ -29,9 +29,9 @@ HEADINGS = ("class", "precision", "recall", "F1", "images", "most often taken fo
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What a classifier said of each image, without the logits of a thousand classes.
+    """The answers of a classifier for each image, without the logits of all classes.
 
-    k is 5, or the number of classes where there are fewer; then top-5 is always right.
+    k is 5, or the number of classes if there are fewer: then top-5 is always right.
     """
 
     # The k most probable classes, most probable first, (images, k), and their probabilities.
@@ -40,7 +40,7 @@ class Outcome:
     # The true class and the cross entropy, (images,).
     target: Tensor
     loss: Tensor
-    # One sentence for each image left out; the others are in the order of the data.
+    # One sentence for each image left out; the rows above are in the order of the data without them.
     skipped: tuple[str, ...] = ()
 
     def metrics(self) -> dict[str, float]:
@@ -60,7 +60,7 @@ class Outcome:
         }
 
     def confusion(self, classes: int) -> Tensor:
-        """Images of each true class (row) that were taken for each class (column), (classes, classes)."""
+        """Images of each true class (row) by predicted class (column), (classes, classes)."""
         cells = self.target * classes + self.top[:, 0]
         return torch.bincount(cells, minlength=classes * classes).view(classes, classes)
 
@@ -69,7 +69,7 @@ def outcome(model: nn.Module, loader: Iterable[dict[str, Any]], progress: Progre
     """Run `model` over `loader` in evaluation mode, on the device where its parameters are.
 
     The model goes back to the mode it was in. Deterministic on a CPU. A loader without a readable image, such as that
-    of a process that has no share, gives an outcome of none.
+    of a process without a share, gives an empty outcome.
     """
     device = next(model.parameters()).device
     was_training = model.training
@@ -94,7 +94,7 @@ def outcome(model: nn.Module, loader: Iterable[dict[str, Any]], progress: Progre
 
 def merged(parts: Sequence[Outcome]) -> Outcome:
     """The outcomes of several processes as one; some may have had no image."""
-    # What says nothing of any image may have another k.
+    # An empty outcome may have another k.
     telling = [part for part in parts if len(part.target)] or parts[:1]
     return Outcome(
         top=torch.cat([part.top for part in telling]),
@@ -143,16 +143,16 @@ def _judged(logits: Float[Tensor, "images classes"], target: Tensor) -> tuple[Te
 
 @dataclass(frozen=True, kw_only=True)
 class ClassScore:
-    """How well one class is told from the others; None where nothing is there to divide by."""
+    """Precision, recall and F1 of one class; None where there is nothing to divide by."""
 
     name: str
-    # Of the images taken for this class, those that are of it; of its images, those taken for it: shares.
+    # Shares: of the images predicted as this class, those that belong to it; of its images, those predicted as it.
     precision: float | None
     recall: float | None
-    # Their harmonic mean: 0 where the class has images or answers, but no right one.
+    # Their harmonic mean; 0 where the class has images or predictions, but no correct one.
     f1: float | None
     images: int
-    # The other class that its images are most often taken for, and how many of them.
+    # The other class that most of its images are mistaken for, and how many of them.
     mistaken: tuple[str, int] | None
 
     def as_dict(self) -> dict[str, Any]:
@@ -172,14 +172,11 @@ class ClassScores:
     """Scores of all classes, in the order of the classes."""
 
     scores: tuple[ClassScore, ...]
-    # Images of each true class (row) that were taken for each class (column); None of more than CLASSES_WITH_MATRIX.
+    # Images of each true class (row) by predicted class (column); None for more than CLASSES_WITH_MATRIX classes.
     confusion: list[list[int]] | None
 
     def means(self) -> dict[str, float]:
-        """Means over the classes, each counting the same: precision, recall and F1 of the classes that have them.
-
-        That of the recall is also called balanced accuracy.
-        """
+        """Unweighted means of precision, recall (balanced accuracy) and F1 over the classes that have them."""
         columns = {
             "mean_precision": [score.precision for score in self.scores],
             "mean_recall": [score.recall for score in self.scores],
@@ -218,7 +215,7 @@ class ClassScores:
 
 
 def class_scores(outcome: Outcome, class_names: Sequence[str]) -> ClassScores:
-    """The scores of each class that follow from what a classifier said of each image."""
+    """The scores of each class, from the answers of a classifier for each image."""
     true, predicted, classes = outcome.target, outcome.top[:, 0], len(class_names)
     right, images, taken = (
         torch.bincount(numbers, minlength=classes).tolist() for numbers in (true[true == predicted], true, predicted)
@@ -241,7 +238,7 @@ def class_scores(outcome: Outcome, class_names: Sequence[str]) -> ClassScores:
 
 
 def _most_mistaken(mistakes: Counter[tuple[int, int]]) -> dict[int, tuple[int, int]]:
-    """By true class the other one that most of its images are taken for, and how many; the first of several."""
+    """For each true class, the class that most of its images are mistaken for, and how many; the first of equals."""
     most: dict[int, tuple[int, int]] = {}
     for (true, taken), count in sorted(mistakes.items()):
         if count > most.get(true, (0, 0))[1]:
@@ -263,7 +260,7 @@ def _badness(score: ClassScore) -> float:
 
 
 def _aligned(rows: Sequence[Sequence[str]], *, words: Sequence[int]) -> list[str]:
-    """Rows as lines of columns; those of `words` on the left, numbers on the right."""
+    """Rows as lines of columns: the columns `words` aligned on the left, the others, numbers, on the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join(

@@ -17,7 +17,7 @@ from parhelion.shapes import Float, Tensor
 
 TIMM = "timm:"
 FIRST_REDUCTION, LAST_REDUCTION = 4, 32
-# What a backbone must take, being one that takes images of all sizes: 5 and 7 pixels of the coarsest map.
+# Size (h, w) of the image that shows whether a backbone takes any size: 5 and 7 pixels of the coarsest map.
 PROBE_PX = 160, 224
 Norm = Literal["batch", "frozen"]
 
@@ -58,9 +58,9 @@ class Pyramid(nn.Module):
 
     @property
     def parts(self) -> list[nn.Module]:
-        """What can be frozen, from the image on: what comes before the first stage, then each stage.
+        """What can be frozen, in order: the layers before the first stage, then each stage.
 
-        Nothing where the order of the backbone's layers is not known.
+        Empty if the order of the backbone's layers is unknown.
         """
         if self.network is not None:
             return self.network.parts
@@ -93,7 +93,7 @@ class Pyramid(nn.Module):
             self.network.resize(image_size=image_size)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Let the backbone keep less for the backward pass. Raises UserError where it cannot."""
+        """Let the backbone keep less for the backward pass. Raises UserError if it cannot."""
         body: Any = self.body.model if isinstance(self.body, FeatureMaps) else self.body
         if enable or hasattr(body, "set_grad_checkpointing"):
             if not hasattr(body, "set_grad_checkpointing"):
@@ -106,8 +106,8 @@ def named_backbone(
 ) -> nn.Module:
     """The maps of a model by name: one of `parhelion.list_models()`, or `timm:NAME` for one of timm's.
 
-    Maps finer than 1/4 and coarser than 1/32 of the image are left out, and where two are of one size the later stays.
-    Raises UserError for a name, or a choice, that there is not, and for a model without such maps.
+    Maps finer than 1/4 and coarser than 1/32 of the image are left out; of two maps of one size the later stays. Raises
+    UserError for an unknown name or choice, and for a model without such maps.
     """
     if name.startswith(TIMM):
         return _timm_backbone(name.removeprefix(TIMM), in_chans=in_chans, drop_path=drop_path, choices=choices)
@@ -138,7 +138,7 @@ def _timm_backbone(name: str, *, in_chans: int, drop_path: float, choices: Mappi
 
 
 def _check_any_size(name: str, body: nn.Module, in_chans: int) -> None:
-    """Raise UserError where `body` is for images of one size, or of certain ones, only."""
+    """Raise UserError unless `body` takes images of any size."""
     h, w = PROBE_PX
     try:
         with torch.no_grad():

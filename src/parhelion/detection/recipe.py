@@ -72,7 +72,7 @@ class DetectionRecipe(Recipe):
         return {"task": self.task, **super().as_dict()}
 
     def detector(self, classes: int) -> dict[str, Any]:
-        """What `detection.saved.built` makes the network of; ready for JSON."""
+        """The arguments that `detection.saved.built` builds the network from, ready for JSON."""
         sizes = {"widths": [self.fpn_width, self.box_width, *([self.mask_width] if self.masks else [])]}
         return {
             "kind": "mask_rcnn" if self.masks else "faster_rcnn",

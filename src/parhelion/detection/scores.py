@@ -152,7 +152,7 @@ def only(ground_truth: Mapping[str, Any], image_ids: Iterable[int]) -> dict[str,
 
 @dataclass(frozen=True, kw_only=True)
 class CocoScores:
-    """COCO's numbers, 0 to 1. None stands where there is no instance to score; `mask*` are None for boxes alone."""
+    """COCO's numbers, 0 to 1; None where there is no instance to score. `mask*` are None for boxes alone."""
 
     # ap (mean over IoU 0.50 to 0.95), ap50, ap75, ap_small, ap_medium, ap_large; ar1, ar10 and ar100 (recall with at
     # most so many detections of a class in an image; one more where more than 100 count), ar_small to ar_large.
@@ -166,7 +166,7 @@ class CocoScores:
     mask_per_class: dict[str, float | None] | None
 
     def metrics(self) -> dict[str, float]:
-        """The numbers as box_ap, box_ap50, ..., mask_ap, ...; one without an instance behind it is left out."""
+        """The numbers as box_ap, box_ap50, ..., mask_ap, ..., without those that are None."""
         groups = {"box": self.box, "mask": self.mask or {}}
         return {
             f"{kind}_{name}": value
@@ -176,7 +176,7 @@ class CocoScores:
         }
 
     def as_dict(self) -> dict[str, Any]:
-        """Everything by name, ready for JSON; null where there is no instance to score."""
+        """All numbers by name, ready for JSON; null where there is no instance to score."""
         return asdict(self)
 
     def text(self) -> str:

@@ -205,7 +205,7 @@ def open_coco(
     are clipped for training; one that disagrees with its mask stays. Annotations that share an id all stay; of images
     that do none is kept, for nobody can tell which one the annotations mean. Without `masks` segmentations are neither
     kept nor checked, except to find a box that is missing. Polygons are not drawn here (see `segmentation_problem`),
-    and images are not opened (see `coco_headers.misfits`).
+    and images are not opened (see `headers.misfits`).
 
     Raises UserError.
     """
