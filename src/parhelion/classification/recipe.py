@@ -34,8 +34,8 @@ class ClassificationRecipe(Recipe):
     label_smoothing: float = 0.1
     """Share of the target spread evenly over all classes."""
     class_weights: Literal["none", "balanced"] = "none"
-    """The weight of an image in the loss; balanced: images / (classes * images of its class), 1 on average, so that rare
-    classes count as much as frequent ones. A mixed image has the weight of its parts."""
+    """The weight of an image in the loss; balanced: images / (classes * images of its class), 1 on average, so that
+    rare classes count as much as frequent ones. A mixed image has the weight of its parts."""
     sampling: Literal["shuffled", "balanced"] = "shuffled"
     """The training images of an epoch; shuffled: each image once; balanced: as many images, but each class equally
     often, so that images of rare classes repeat and some of frequent classes are left out."""
