@@ -22,7 +22,7 @@ from parhelion.classification import task as classification
 from parhelion.classification.recipe import ClassificationRecipe
 from parhelion.cli import exit_code
 from parhelion.detection import task as detection
-from parhelion.detection.album import CURVES, SHEET
+from parhelion.detection.plots import CURVES, SHEET
 from parhelion.detection.recipe import DetectionRecipe
 from parhelion.errors import UserError
 from parhelion.recipes.coco import SMALL

@@ -3,8 +3,7 @@ import json
 import pytest
 import torch
 
-from parhelion.classification.class_scores import CLASSES_SHOWN, CLASSES_WITH_MATRIX, class_scores
-from parhelion.classification.scores import Outcome
+from parhelion.classification.scores import CLASSES_SHOWN, CLASSES_WITH_MATRIX, Outcome, class_scores
 
 NAMES = ("ant", "long-horned bee", "cat", "dog", "eel")
 # Rows are true classes: two of the three ants are taken for bees; nothing is taken for cats; no image is a dog.

@@ -7,7 +7,7 @@ import torch
 from runs.colour_folders import colour_folders, quick_recipe
 from runs.interrupted_runs import assert_same_run, rows, stop_at
 
-from parhelion.classification import album
+from parhelion.classification import plots
 from parhelion.classification.task import train
 from parhelion.errors import UserError
 
@@ -19,8 +19,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.fixture(autouse=True, scope="module")
 def no_pictures():
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(album, "draw_scores", lambda *_: None)
-        monkeypatch.setattr(album, "draw_sheet", lambda out, *_: (out / album.SHEET).touch())
+        monkeypatch.setattr(plots, "draw_scores", lambda *_: None)
+        monkeypatch.setattr(plots, "draw_sheet", lambda out, *_: (out / plots.SHEET).touch())
         yield
 
 

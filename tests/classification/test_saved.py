@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from parhelion.classification.saved import Classifier, load_classifier, save_classifier
+from parhelion.classification.saved import Classifier
 from parhelion.data.images import open_image
 from parhelion.data.transforms import Preprocessing
 from parhelion.errors import UserError
@@ -32,7 +32,7 @@ def classifier():
 
 @pytest.fixture
 def folder(tmp_path, classifier):
-    save_classifier(tmp_path / "weights.safetensors", classifier)
+    classifier.save(tmp_path / "weights.safetensors")
     (tmp_path / "recipe.json").write_text(json.dumps({"model": "resnet_tiny"}))
     return tmp_path
 
@@ -40,7 +40,7 @@ def folder(tmp_path, classifier):
 def test_a_classifier_comes_back_whole_from_folder_and_file(folder, classifier):
     images = torch.randn(2, 1, 16, 19)
     for path in (folder, folder / "weights.safetensors"):
-        found = load_classifier(path)
+        found = Classifier.load(path)
         assert torch.equal(found.model(images), classifier.model(images))
         assert not found.model.training
         for name in ("name", "arguments", "class_names", "preprocessing", "epoch", "metrics"):
@@ -50,7 +50,7 @@ def test_a_classifier_comes_back_whole_from_folder_and_file(folder, classifier):
 def test_the_recipe_beside_the_weights_must_name_their_model(folder):
     (folder / "recipe.json").write_text(json.dumps({"model": "gsa_tiny"}))
     with pytest.raises(UserError, match=r"written for resnet_tiny.*another architecture than gsa_tiny: \d+ tensors"):
-        load_classifier(folder)
+        Classifier.load(folder)
 
 
 def test_tensors_that_do_not_fit_are_counted_and_the_first_is_named(folder, classifier):
@@ -61,7 +61,7 @@ def test_tensors_that_do_not_fit_are_counted_and_the_first_is_named(folder, clas
     weights[names[1]] = torch.zeros(2, 9)
     save_weights(folder / "weights.safetensors", weights, facts)
     with pytest.raises(UserError, match="another architecture than resnet_tiny") as caught:
-        load_classifier(folder)
+        Classifier.load(folder)
     sentence = str(caught.value)
     assert f"2 tensors missing (first: {names[0]})" in sentence
     assert "1 tensors unexpected (first: surplus)" in sentence
@@ -71,21 +71,21 @@ def test_tensors_that_do_not_fit_are_counted_and_the_first_is_named(folder, clas
 def test_a_file_that_is_no_classifier_says_what_it_lacks(tmp_path):
     save_weights(tmp_path / "w.safetensors", {"a": torch.zeros(1)}, {"model": "resnet_tiny"})
     with pytest.raises(UserError, match="header lacks model_arguments, class_names, preprocessing"):
-        load_classifier(tmp_path / "w.safetensors")
+        Classifier.load(tmp_path / "w.safetensors")
     save_file({"a": torch.zeros(1)}, tmp_path / "w.safetensors")
     with pytest.raises(UserError, match="does not say which model"):
-        load_classifier(tmp_path / "w.safetensors")
+        Classifier.load(tmp_path / "w.safetensors")
 
 
 def test_missing_paths_and_damaged_recipes_are_named(folder):
     with pytest.raises(UserError, match=r"no checkpoint or run folder .*nowhere"):
-        load_classifier(folder / "nowhere")
+        Classifier.load(folder / "nowhere")
     (folder / "recipe.json").write_text("{")
     with pytest.raises(UserError, match=r"recipe\.json is damaged"):
-        load_classifier(folder)
+        Classifier.load(folder)
     (folder / "weights.safetensors").unlink()
     with pytest.raises(UserError, match=r"holds no weights\.safetensors"):
-        load_classifier(folder)
+        Classifier.load(folder)
 
 
 def test_the_readmes_trained_run_is_used_as_it_says(tmp_path, monkeypatch, capsys):
@@ -102,10 +102,10 @@ def test_the_readmes_trained_run_is_used_as_it_says(tmp_path, monkeypatch, capsy
         metrics={},
     )
     (tmp_path / "runs" / "first").mkdir(parents=True)
-    save_classifier(tmp_path / "runs" / "first" / "weights.safetensors", trained)
+    trained.save(tmp_path / "runs" / "first" / "weights.safetensors")
     Image.effect_noise((57, 43), 90).save(tmp_path / "photo.jpg")
     readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-    (block,) = [part for part in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "load_classifier" in part]
+    (block,) = [part for part in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "Classifier.load" in part]
     monkeypatch.chdir(tmp_path)
     names = {}
     exec(block, names)

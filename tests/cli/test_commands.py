@@ -152,13 +152,13 @@ def test_predict_takes_folders(capsys, run, data):
 def test_predict_prints_each_answer_when_it_is_known(capsys, monkeypatch, run, data):
     from parhelion.classification import predict
 
-    shown, opened = [], predict.open_image
+    shown, opened = [], predict.try_open_image
 
     def watched(*arguments):
         shown.append(capsys.readouterr().out)
         return opened(*arguments)
 
-    monkeypatch.setattr(predict, "open_image", watched)
+    monkeypatch.setattr(predict, "try_open_image", watched)
     for words in ((), ("--json",), ("--jsonl",)):
         shown.clear()
         rest = printed(capsys, "predict", run, data / "val" / "red", "--batch", "2", *words)
@@ -191,7 +191,7 @@ def test_one_bad_image_loses_no_answer(capsys, tmp_path, run, data, words):
 def test_an_array_that_is_cut_short_is_json_all_the_same(capsys, monkeypatch, run, data):
     from parhelion.classification import predict
 
-    opened, seen = predict.open_image, []
+    opened, seen = predict.try_open_image, []
 
     def interrupted(*arguments):
         seen.append(arguments)
@@ -199,7 +199,7 @@ def test_an_array_that_is_cut_short_is_json_all_the_same(capsys, monkeypatch, ru
             raise KeyboardInterrupt
         return opened(*arguments)
 
-    monkeypatch.setattr(predict, "open_image", interrupted)
+    monkeypatch.setattr(predict, "try_open_image", interrupted)
     assert main(["predict", str(run), str(data / "val"), "--json", "--batch", "1"]) == 130
     assert len(json.loads(capsys.readouterr().out)) == 3
 

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from parhelion.classification.recipe import ClassificationRecipe
-from parhelion.classification.saved import Classifier, save_classifier
+from parhelion.classification.saved import Classifier
 from parhelion.detection.recipe import DetectionRecipe
-from parhelion.detection.saved import Detector, built, save_detector
+from parhelion.detection.saved import Detector, built
 from parhelion.files.run_folder import RunRecord
 from parhelion.models.catalog import create_model
 from parhelion.runs.recipe import Recipe
@@ -53,7 +53,7 @@ def pretend_detection(
     detector = Detector(
         model=built(arguments), arguments=arguments, class_names=DETECTED, category_ids=(3, 7, 90), metrics={}
     )
-    save_detector(folder / "weights.safetensors", detector)
+    detector.save(folder / "weights.safetensors")
     return folder
 
 
@@ -76,7 +76,7 @@ def pretend(recipe: ClassificationRecipe, folder: Path, *, done: int | None, bes
         epoch=epochs,
         metrics={},
     )
-    save_classifier(folder / "weights.safetensors", classifier)
+    classifier.save(folder / "weights.safetensors")
     return folder
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 from parhelion.compare.chart import compare_chart
 from parhelion.compare.runs import grouped, notes, read_run, read_runs, table
 from parhelion.detection.pyramid import named_backbone
-from parhelion.detection.saved import load_detector
+from parhelion.detection.saved import Detector
 from parhelion.errors import UserError
 from parhelion.files.weights import read_saved, save_weights
 from parhelion.models.count import multiply_adds, parameters
@@ -35,7 +35,7 @@ def test_a_detector_counts_whole_and_its_backbone_works(runs: Path) -> None:
     backbone = named_backbone(
         "halonet_tiny", in_chans=3, image_px=64, drop_path=0.0, choices={"stem": "conv7", "conv_stages": (1, 2)}
     )
-    assert run.params == parameters(load_detector(runs / "hybrid").model)
+    assert run.params == parameters(Detector.load(runs / "hybrid").model)
     assert run.multiply_adds == multiply_adds(backbone, (64, 64))
 
 

@@ -162,7 +162,7 @@ def test_what_is_no_run_is_one_sentence(runs: Path, tmp_path: Path) -> None:
         ("metrics.jsonl", "[1]\n", "is damaged (it has no number 'epoch')"),
         ("recipe.json", "{", "is damaged"),
         ("recipe.json", '{"model": "resnet_tiny"}', "lacks seed, epochs, data"),
-        ("weights.safetensors", None, "is not a whole safetensors file"),
+        ("weights.safetensors", None, "there are no weights at"),
         ("weights.safetensors", "short", "is not a whole safetensors file"),
     ],
 )

@@ -8,7 +8,7 @@ import pycocotools.mask as coco_masks
 import pytest
 from original_scores import TWELVE, pycocotools_ap, pycocotools_numbers
 
-from parhelion.detection.coco_scores import IOUS, coco_scores
+from parhelion.detection.scores import IOUS, coco_scores
 from parhelion.errors import UserError
 
 SIZES = {3: (120, 167), 8: (211, 149), 11: (97, 301), 20: (251, 260), 21: (64, 67)}

@@ -9,7 +9,7 @@ from data.annotated.coco_folders import SIZES, H, W, annotation, content, opened
 from original_scores import pycocotools_numbers
 
 from parhelion.data.annotated.coco import CocoImages
-from parhelion.detection.coco_scores import CocoScores, coco_scores
+from parhelion.detection.scores import CocoScores, coco_scores
 
 PLAIN = (
     annotation(1, 11, 3, [4, 2, 10, 12]),

@@ -12,10 +12,9 @@ from safetensors.torch import save_file
 from small_detectors import CLASSES, small_detector
 from torch import Tensor, nn
 
-from parhelion.classification.saved import Classifier, save_classifier
+from parhelion.classification.saved import Classifier
 from parhelion.data.transforms import Preprocessing
 from parhelion.detection.initial import OF_CLASSES, initialise_detector
-from parhelion.detection.saved import save_detector
 from parhelion.errors import UserError
 from parhelion.models.adapt import Adaptation, TensorReport
 from parhelion.models.catalog import create_model
@@ -50,7 +49,7 @@ def classification_run(folder: Path, name: str, *, image_size: int = 64, **choic
         epoch=1,
         metrics={},
     )
-    save_classifier(folder / "weights.safetensors", classifier)
+    classifier.save(folder / "weights.safetensors")
     return model
 
 
@@ -58,7 +57,7 @@ def detection_run(folder: Path, **changes: Any) -> nn.Module:
     """A run folder with a detector; its network."""
     folder.mkdir()
     detector = small_detector(**changes)
-    save_detector(folder / "weights.safetensors", detector)
+    detector.save(folder / "weights.safetensors")
     return detector.model
 
 
@@ -262,7 +261,7 @@ def test_a_detector_with_numbers_that_are_not_finite_is_refused(tmp_path: Path, 
     (tmp_path / "run").mkdir()
     detector = small_detector()
     detector.model.state_dict()[part].view(-1)[1] = value
-    save_detector(tmp_path / "run" / "weights.safetensors", detector)
+    detector.save(tmp_path / "run" / "weights.safetensors")
     sentence = refused(small_detector().model, tmp_path / "run")
     assert sentence == f"{tmp_path / 'run'} holds numbers that are not finite in 1 tensors (first: {part})"
 

@@ -46,20 +46,20 @@ def data(tmp_path_factory):
 @pytest.fixture(scope="module")
 def trained(data, tmp_path_factory):
     """Trains a recipe, once, and says where; what it found last is in found.json."""
-    known, results = {}, scores.results
+    known, outcome = {}, scores.outcome
 
     def of(recipe):
         if recipe not in known:
             out = known[recipe] = tmp_path_factory.mktemp("runs") / "run"
 
             def noted(*given):
-                found = results(*given)
+                found = outcome(*given)
                 (out / "found.json").write_text(json.dumps(found.entries))
                 return found
 
             with pytest.MonkeyPatch.context() as monkeypatch:
                 draw_nothing(monkeypatch)
-                monkeypatch.setattr(scores, "results", noted)
+                monkeypatch.setattr(scores, "outcome", noted)
                 train(recipe, data=data, out=out, quiet=True)
         return known[recipe]
 

@@ -8,8 +8,8 @@ from PIL import Image
 from runs.tiny_scenes import annotations_of, draw_nothing, quick_detector, tiny_scenes
 
 from parhelion.cli import main
-from parhelion.detection.predict import Objects, objects
-from parhelion.detection.saved import load_detector, save_detector
+from parhelion.detection.predict import Prediction, predictions
+from parhelion.detection.saved import Detector
 from parhelion.detection.task import train
 from parhelion.errors import UserError
 
@@ -37,10 +37,10 @@ def test_a_run_on_photos_as_stored_stays_so_to_the_last_picture(tmp_path, capsys
     (photo, *_) = sorted((tmp_path / "data/val").iterdir())
     with Image.open(photo) as image:
         stored = image.height, image.width
-    detector = load_detector(out)
+    detector = Detector.load(out)
     assert detector.exif == "stored"
-    (answer,) = objects(detector, [photo])
-    assert isinstance(answer, Objects)
+    (answer,) = predictions(detector, [photo])
+    assert isinstance(answer, Prediction)
     assert (answer.found.size, answer.image.size) == (stored, stored[::-1])
     assert main(["evaluate", str(out), "--data", data, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["images"] == 2
@@ -62,18 +62,3 @@ def test_when_every_image_is_skipped_it_is_said_which_and_why(tmp_path, capsys, 
     assert "they are skipped" in said
     assert main(["evaluate", str(out), "--data", data, "--on-bad-image", "skip"]) == 2
     assert "none of the 2 images could be used; the first: the image" in capsys.readouterr().err
-
-
-def test_weights_that_do_not_say_are_of_upright_photos(tmp_path, monkeypatch):
-    draw_nothing(monkeypatch)
-    data = tiny_scenes(tmp_path / "data", train=4, val=1)
-    train(quick_detector(epochs=1, warmup_epochs=0.0, updates=1), data=data, out=tmp_path / "run", quiet=True)
-    whole = (tmp_path / "run/weights.safetensors").read_bytes()
-    # As earlier versions wrote it.
-    assert whole.count(b"exif") == 1
-    old = whole.replace(b"exif", b"exiv")
-    (tmp_path / "old.safetensors").write_bytes(old)
-    detector = load_detector(tmp_path / "old.safetensors")
-    assert detector.exif == "upright"
-    save_detector(tmp_path / "new.safetensors", detector)
-    assert load_detector(tmp_path / "new.safetensors").exif == "upright"

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from parhelion.detection.detections import Found, truth
-from parhelion.detection.plots import Pair, class_color, detection_curves, detection_sheet, draw_found
+from parhelion.detection.plots import Pair, class_color, detection_sheet, draw_found, learning_curves
 from parhelion.errors import UserError
 
 NAMES = ["coat", "a shoe of $5 with a name that never ends_$", "ботинок"]
@@ -170,15 +170,15 @@ ROWS = [
     ids=["three epochs", "one epoch", "one epoch without a validation", "no validation"],
 )
 def test_curves_are_drawn_from_what_there_is(tmp_path, rows):
-    detection_curves(rows, tmp_path / "curves.png", "mask_rcnn on $5 shirts_$")
+    learning_curves(rows, tmp_path / "curves.png", "mask_rcnn on $5 shirts_$")
     pixels = np.asarray(Image.open(tmp_path / "curves.png").convert("RGB"))
     assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 20
 
 
 def test_boxes_alone_have_no_curve_of_masks(tmp_path):
-    detection_curves(ROWS, tmp_path / "masks.png", "title")
+    learning_curves(ROWS, tmp_path / "masks.png", "title")
     boxes = [{key: value for key, value in row.items() if "mask" not in key} for row in ROWS]
-    detection_curves(boxes, tmp_path / "boxes.png", "title")
+    learning_curves(boxes, tmp_path / "boxes.png", "title")
     green = [
         (np.asarray(Image.open(tmp_path / name).convert("RGB")) == (0x2E, 0x8B, 0x57)).all(axis=2).sum()
         for name in ("masks.png", "boxes.png")
@@ -189,6 +189,6 @@ def test_boxes_alone_have_no_curve_of_masks(tmp_path):
 
 def test_drawing_needs_no_display_and_leaves_pyplot_alone(tmp_path):
     before = "matplotlib.pyplot" in sys.modules
-    detection_curves(ROWS, tmp_path / "curves.png", "title")
+    learning_curves(ROWS, tmp_path / "curves.png", "title")
     detection_sheet([a_pair((60, 100))], NAMES, tmp_path / "sheet.png", "title")
     assert ("matplotlib.pyplot" in sys.modules) == before

@@ -11,7 +11,7 @@ import pytest
 from runs.tiny_scenes import TINY, TRAIN, VAL, tiny_scenes
 
 from parhelion.cli import main
-from parhelion.detection.saved import load_detector
+from parhelion.detection.saved import Detector
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
@@ -84,7 +84,7 @@ def test_two_processes_train_evaluate_and_are_gone_on_with_by_one(runs, data, tm
     assert_whole(out)
     assert_scores_are_those_of_one_process(out, data, capsys)
     # The averages of batch norms that are evaluated are those that are saved.
-    assert load_detector(out).metrics["box_ap"] == lines(out / "metrics.jsonl")[-1]["box_ap"]
+    assert Detector.load(out).metrics["box_ap"] == lines(out / "metrics.jsonl")[-1]["box_ap"]
     resumed = tmp_path / "resumed"
     shutil.copytree(out, resumed)
     # As if the run had been killed after the checkpoint before the last.

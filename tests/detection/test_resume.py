@@ -14,7 +14,7 @@ from runs.tiny_scenes import CATEGORIES, change, draw_nothing, quick_detector, t
 
 from parhelion.cli import main
 from parhelion.detection import scores
-from parhelion.detection.album import SHEET
+from parhelion.detection.plots import SHEET
 from parhelion.detection.task import train
 from parhelion.errors import UserError
 from parhelion.train.stopping import Stopped
@@ -80,16 +80,17 @@ def test_a_run_that_dies_in_an_update_ends_as_if_it_had_not(data, whole, tmp_pat
 def test_a_killed_process_is_gone_on_with_from_the_command_line(data, whole, tmp_path, capsys):
     out = tmp_path / "run"
     program = (
-        "import os, signal, sys; from pathlib import Path; from parhelion.recipes.detection import train;"
-        "from parhelion.train import loop; from recipes.tiny_scenes import quick_detector;"
-        "from recipes.test_detection_resume import CHANGES; update = loop._update\n"
+        "import os, signal, sys; from pathlib import Path; from parhelion.detection.task import train;"
+        "from parhelion.train import loop; from runs.tiny_scenes import quick_detector;"
+        "from detection.test_resume import CHANGES; update = loop._update\n"
         "def watched(run, parts, watch):\n"
         "    if run.state.update == 4: os.kill(os.getpid(), signal.SIGKILL)\n"
         "    return update(run, parts, watch)\n"
         "loop._update = watched\n"
         "train(quick_detector(**CHANGES), data=sys.argv[1], out=Path(sys.argv[2]), quiet=True)\n"
     )
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": "tests"}
+    path = os.pathsep.join(["tests", *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     done = subprocess.run(
         [sys.executable, "-c", program, data, str(out)], env=environment, capture_output=True, timeout=120, check=False
     )
@@ -116,7 +117,7 @@ def test_a_run_that_is_asked_to_stop_saves_says_so_and_goes_on(data, whole, tmp_
 
 @pytest.mark.usefixtures("no_pictures")
 def test_an_evaluation_stops_at_once_and_is_done_again(data, whole, tmp_path, monkeypatch):
-    out, results, seen = tmp_path / "run", scores.results, []
+    out, outcome, seen = tmp_path / "run", scores.outcome, []
 
     def asked(model, batches, category_ids):
         def counted():
@@ -125,13 +126,13 @@ def test_an_evaluation_stops_at_once_and_is_done_again(data, whole, tmp_path, mo
                 os.kill(os.getpid(), signal.SIGTERM)
                 yield batch
 
-        return results(model, counted(), category_ids)
+        return outcome(model, counted(), category_ids)
 
-    monkeypatch.setattr(scores, "results", asked)
+    monkeypatch.setattr(scores, "outcome", asked)
     with pytest.raises(Stopped):
         train(quick_detector(**CHANGES), data=data, out=out, quiet=True)
     assert seen == [0]
-    monkeypatch.setattr(scores, "results", results)
+    monkeypatch.setattr(scores, "outcome", outcome)
     train(quick_detector(**CHANGES), data=data, out=out, resume=True, quiet=True)
     assert_same_run(out, whole)
 

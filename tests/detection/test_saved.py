@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import save_file
 from small_detectors import ARGUMENTS, CATEGORY_IDS, CLASSES, small_detector
 
-from parhelion.classification.saved import Classifier, save_classifier
+from parhelion.classification.saved import Classifier
 from parhelion.data.transforms import Preprocessing
-from parhelion.detection.saved import built, holds_detector, load_detector, save_detector, with_image_px
+from parhelion.detection.saved import Detector, built, holds_detector
 from parhelion.errors import UserError
 from parhelion.files.weights import read_facts, read_saved, save_weights
 from parhelion.models.catalog import create_model
@@ -22,7 +22,7 @@ from parhelion.models.catalog import create_model
 def saved(folder: Path, **changes: Any) -> Path:
     """A run folder with `small_detector`."""
     folder.mkdir(exist_ok=True)
-    save_detector(folder / "weights.safetensors", small_detector(**changes))
+    small_detector(**changes).save(folder / "weights.safetensors")
     return folder
 
 
@@ -39,11 +39,11 @@ def saved(folder: Path, **changes: Any) -> Path:
 def test_a_detector_comes_back_as_it_was(tmp_path: Path, changes: dict[str, Any]) -> None:
     detector = small_detector(**changes)
     path = tmp_path / "weights.safetensors"
-    save_detector(path, detector)
+    detector.save(path)
     images = [torch.rand(detector.in_chans, 40, 60), torch.rand(detector.in_chans, 71, 33)]
     for place in (tmp_path, path):
         assert holds_detector(place)
-        again = load_detector(place)
+        again = Detector.load(place)
         assert not any(module.training for module in again.model.modules())
         assert replace(again, model=detector.model) == detector
         batch = torch.rand(2, detector.in_chans, 64, 96)
@@ -63,7 +63,7 @@ def test_a_detector_says_what_it_is() -> None:
 @pytest.mark.parametrize("backbone", ["halonet_tiny", "gsa_tiny"])
 def test_another_image_size_changes_the_scale_alone(backbone: str) -> None:
     detector = small_detector(backbone=backbone, choices={"stem": "conv7"})
-    larger = with_image_px(detector, 160)
+    larger = detector.with_image_px(160)
     assert larger.arguments == {**detector.arguments, "image_px": 160}
     assert detector.arguments["image_px"] == 96
     images, _ = larger.model.transform([torch.rand(3, 50, 80)])
@@ -72,39 +72,39 @@ def test_another_image_size_changes_the_scale_alone(backbone: str) -> None:
 
 def test_tables_for_another_image_size_are_not_saved_before_they_are_made(tmp_path: Path) -> None:
     path = tmp_path / "weights.safetensors"
-    larger = with_image_px(small_detector(backbone="gsa_tiny", choices={"stem": "conv7"}), 160)
+    larger = small_detector(backbone="gsa_tiny", choices={"stem": "conv7"}).with_image_px(160)
     with pytest.raises(UserError) as caught:
-        save_detector(path, larger)
+        larger.save(path)
     assert str(caught.value) == (
         "the detector is for images of 160 pixels, but its tables of global attention are not; call "
-        "detector.model.backbone.body.model.resize(image_size=(160, 160)) before it is saved"
+        "detector.model.backbone.resize(image_size=(160, 160)) before it is saved"
     )
     assert not path.exists()
-    larger.model.backbone.body.model.resize(image_size=(160, 160))
-    save_detector(path, larger)
+    larger.model.backbone.resize(image_size=(160, 160))
+    larger.save(path)
     images = [torch.rand(3, 50, 80)]
-    (these,), (those,) = load_detector(path).model(images), larger.model(images)
+    (these,), (those,) = Detector.load(path).model(images), larger.model(images)
     assert all(torch.equal(these[name], those[name]) for name in those)
 
 
 def test_another_image_size_without_tables_is_saved(tmp_path: Path) -> None:
     path = tmp_path / "weights.safetensors"
     for backbone in ({}, {"backbone": "timm:test_resnet", "choices": {}}):
-        save_detector(path, with_image_px(small_detector(**backbone), 160))
-        assert load_detector(path).model.transform.max_size == 160
+        small_detector(**backbone).with_image_px(160).save(path)
+        assert Detector.load(path).model.transform.max_size == 160
 
 
 def test_stochastic_depth_is_for_training_and_stands_in_no_file(tmp_path: Path) -> None:
     training = built(ARGUMENTS, drop_path=0.25)
     assert training.bottlenecks[-1].drop_path.drop_prob == 0.25
-    save_detector(tmp_path / "weights.safetensors", replace(small_detector(), model=training))
-    blocks = load_detector(tmp_path).model.bottlenecks
+    replace(small_detector(), model=training).save(tmp_path / "weights.safetensors")
+    blocks = Detector.load(tmp_path).model.bottlenecks
     assert {getattr(block.drop_path, "drop_prob", 0.0) for block in blocks} == {0.0}
 
 
 def refused(path: Path) -> str:
     with pytest.raises(UserError) as caught:
-        load_detector(path)
+        Detector.load(path)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -144,7 +144,7 @@ def test_a_classifier_is_no_detector(tmp_path: Path) -> None:
         epoch=1,
         metrics={},
     )
-    save_classifier(path, classifier)
+    classifier.save(path)
     assert refused(tmp_path) == f"{path} is no detector: its header lacks detector, category_ids"
     assert not holds_detector(tmp_path)
 

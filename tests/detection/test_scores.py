@@ -13,12 +13,12 @@ from data.annotated.coco_folders import CATEGORIES, VAL_SIZES, content, opened, 
 from small_detectors import small_detector
 from torch import Tensor, nn
 
-from parhelion.data.annotated.coco import CocoImages
+from parhelion.data.annotated.coco import CocoImages, DetectionSource
 from parhelion.data.annotated.loaders import make_detection_loader
 from parhelion.data.annotated.transforms import detection_eval_transform
 from parhelion.data.images import BadImage
 from parhelion.detection.saved import Detector
-from parhelion.detection.scores import Results, detect, found_in, only, results
+from parhelion.detection.scores import Outcome, evaluate, found_in, merged, only, outcome
 from parhelion.errors import UserError
 from parhelion.files.progress import Progress
 
@@ -42,6 +42,10 @@ def images_in(folder: Path, **options: Any) -> CocoImages:
 @pytest.fixture
 def images(folder: Path) -> CocoImages:
     return images_in(folder)
+
+
+def source(images: CocoImages) -> DetectionSource:
+    return DetectionSource("here", None, images, images.class_names, images.category_ids)
 
 
 def loader(images: CocoImages, *, batch: int = 2, **options: Any) -> Any:
@@ -77,7 +81,7 @@ def detector_of(images: CocoImages, model: nn.Module) -> Detector:
 
 @pytest.mark.parametrize("batch", [1, 2, 5])
 def test_what_is_found_stands_under_the_ids_of_images_and_categories(images: CocoImages, batch: int) -> None:
-    found = results(Oracle(images), loader(images, batch=batch), images.category_ids)
+    found = outcome(Oracle(images), loader(images, batch=batch), images.category_ids)
     assert found.image_ids == [2, 4, 9]
     assert found.skipped == []
     assert [(entry["image_id"], entry["category_id"], entry["bbox"]) for entry in found.entries] == [
@@ -92,7 +96,7 @@ def test_what_is_found_stands_under_the_ids_of_images_and_categories(images: Coc
 
 def test_a_network_finds_nothing_but_known_categories_within_the_images(images: CocoImages) -> None:
     detector = detector_of(images, small_detector(class_names=NAMES).model)
-    found = detect(detector, images, source="here", batch=2, quiet=True)
+    found = evaluate(detector, source(images), batch=2, quiet=True)
     assert found.image_ids == [2, 4, 9]
     assert {entry["image_id"] for entry in found.entries} == {2, 4, 9}
     assert {entry["category_id"] for entry in found.entries} <= set(IDS)
@@ -106,7 +110,7 @@ def test_a_network_finds_nothing_but_known_categories_within_the_images(images: 
 
 def test_a_faster_rcnn_has_results_without_segmentation(images: CocoImages) -> None:
     model = small_detector(class_names=NAMES, kind="faster_rcnn").model
-    found = results(model, loader(images), IDS)
+    found = outcome(model, loader(images), IDS)
     assert found.image_ids == [2, 4, 9]
     assert found.entries
     assert not any("segmentation" in entry for entry in found.entries)
@@ -123,7 +127,7 @@ def bad_image(folder: Path) -> Path:
 @pytest.mark.parametrize("batch", [1, 3])
 def test_an_unreadable_image_is_skipped_with_a_sentence(images: CocoImages, bad_image: Path, batch: int) -> None:
     detector = detector_of(images, Oracle(images))
-    found = detect(detector, images, source="here", batch=batch, on_bad_image="skip", quiet=True)
+    found = evaluate(detector, source(images), batch=batch, on_bad_image="skip", quiet=True)
     assert found.image_ids == [2, 9]
     assert {entry["image_id"] for entry in found.entries} == {2}
     (sentence,) = found.skipped
@@ -137,23 +141,23 @@ def test_an_unreadable_image_is_skipped_with_a_sentence(images: CocoImages, bad_
 def test_an_unreadable_image_is_refused_unless_it_may_be_skipped(images: CocoImages, bad_image: Path) -> None:
     detector = detector_of(images, Oracle(images))
     with pytest.raises(BadImage, match=bad_image.name):
-        detect(detector, images, source="here", batch=3, quiet=True)
+        evaluate(detector, source(images), batch=3, quiet=True)
     with pytest.raises(UserError, match="on_bad_image is 'ignore'"):
-        detect(detector, images, source="here", batch=3, on_bad_image="ignore", quiet=True)
+        evaluate(detector, source(images), batch=3, on_bad_image="ignore", quiet=True)
 
 
 def test_what_nobody_found_in_an_image_that_was_looked_at_counts(images: CocoImages) -> None:
-    found = results(Oracle(images), loader(images), images.category_ids)
+    found = outcome(Oracle(images), loader(images), images.category_ids)
     entries = [entry for entry in found.entries if entry["image_id"] == 2]
     for image_ids, ap in (([2, 9], 1.0), ([2, 4, 9], 0.5)):
-        scores = Results(entries=entries, image_ids=image_ids).scores(images, masks=False)
+        scores = Outcome(entries=entries, image_ids=image_ids).scores(images, masks=False)
         assert scores.box["ap"] == pytest.approx(ap)
         assert scores.mask is None
 
 
 def test_without_an_annotated_image_there_is_nothing_to_score(images: CocoImages) -> None:
     with pytest.raises(UserError, match="annot"):
-        Results(image_ids=[9]).scores(images, masks=True)
+        Outcome(image_ids=[9]).scores(images, masks=True)
 
 
 def test_only_keeps_the_truth_of_some_images(images: CocoImages) -> None:
@@ -169,14 +173,14 @@ def test_other_classes_than_those_it_was_trained_for_are_refused(images: CocoIma
     oracle = Oracle(images)
     detector = replace(detector_of(images, oracle), class_names=("cup", "jug", "spoon"))
     with pytest.raises(UserError, match="class 1 of the checkpoint is 'jug', but in here it is 'spoon'"):
-        detect(detector, images, source="here", batch=2, quiet=True)
+        evaluate(detector, source(images), batch=2, quiet=True)
     with pytest.raises(UserError, match="the checkpoint knows 2 classes, but here has 3"):
-        detect(replace(detector, class_names=NAMES[:2]), images, source="here", batch=2, quiet=True)
+        evaluate(replace(detector, class_names=NAMES[:2]), source(images), batch=2, quiet=True)
 
 
 def test_the_categories_are_those_of_the_images_not_of_the_training(images: CocoImages) -> None:
     detector = replace(detector_of(images, Oracle(images)), category_ids=(1, 2, 5))
-    found = detect(detector, images, source="here", batch=2, quiet=True)
+    found = evaluate(detector, source(images), batch=2, quiet=True)
     assert [entry["category_id"] for entry in found.entries] == [90, 3]
 
 
@@ -202,8 +206,8 @@ def test_found_things_are_plain_tensors_on_the_cpu_with_the_size_of_the_image(im
 def test_a_batch_whose_images_are_all_bad_is_passed_over() -> None:
     model = small_detector().model
     batches = [{"image": [], "target": [], "bad": ["a.png is no image"]}]
-    found = results(model, batches, IDS)
-    assert found == Results(skipped=["a.png is no image"])
+    found = outcome(model, batches, IDS)
+    assert found == Outcome(skipped=["a.png is no image"])
 
 
 def test_progress_hears_of_every_image(images: CocoImages) -> None:
@@ -215,14 +219,21 @@ def test_progress_hears_of_every_image(images: CocoImages) -> None:
 
     progress = Counted(3, quiet=True)
     progress.heard = []
-    results(Oracle(images), loader(images), IDS, progress)
+    outcome(Oracle(images), loader(images), IDS, progress)
     assert progress.heard == [2, 1]
 
 
-def test_results_of_several_processes_add_up() -> None:
-    together = Results(entries=[{"a": 1}], image_ids=[3], skipped=["b"])
-    together += Results(entries=[{"c": 2}], image_ids=[1, 4], skipped=["d"])
-    assert together == Results(entries=[{"a": 1}, {"c": 2}], image_ids=[3, 1, 4], skipped=["b", "d"])
+def test_outcomes_of_several_processes_become_one() -> None:
+    parts = [
+        Outcome(entries=[{"image_id": 3, "score": 0.5}, {"image_id": 3, "score": 0.25}], image_ids=[3], skipped=["b"]),
+        Outcome(),
+        Outcome(entries=[{"image_id": 1, "score": 0.75}], image_ids=[1, 4], skipped=["d"]),
+    ]
+    together = merged(parts)
+    # The order of the images' ids, in each image the order in which the process found them.
+    assert [(entry["image_id"], entry["score"]) for entry in together.entries] == [(1, 0.75), (3, 0.5), (3, 0.25)]
+    assert (together.image_ids, together.skipped) == ([3, 1, 4], ["b", "d"])
+    assert len(parts[0].entries) == 2
 
 
 PHOTOGRAPH = """
@@ -233,7 +244,7 @@ import torch
 from PIL import Image
 from parhelion.detection import mask_rcnn
 from parhelion.detection.plots import draw_found
-from parhelion.evaluate.predict_objects import objects
+from parhelion.detection.predict import predictions
 from parhelion.detection.saved import Detector
 
 torch.manual_seed(5)
@@ -245,7 +256,7 @@ arguments = {"kind": "mask_rcnn", "backbone": "resnet_tiny", "in_chans": 3}
 detector = Detector(model=model, arguments=arguments, class_names=names, category_ids=(3, 7, 90), metrics={})
 path = Path(sys.argv[1])
 Image.radial_gradient("L").resize((4000, 3000)).convert("RGB").save(path)
-(one,) = objects(detector, [path], min_score=0.0)
+(one,) = predictions(detector, [path], min_score=0.0)
 entries = one.found.results(detector.category_ids)
 assert one.found.size == (3000, 4000) and one.found.masks.shape == (100, 28, 28)
 assert len(entries) == 100 and all(entry["segmentation"]["size"] == [3000, 4000] for entry in entries)

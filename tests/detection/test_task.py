@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from parhelion.classification import task as classification
 from parhelion.cli import main
 from parhelion.detection import task as detection
-from parhelion.detection.saved import load_detector
+from parhelion.detection.saved import Detector
 from parhelion.detection.task import train
 from parhelion.errors import UserError
 
@@ -119,7 +119,7 @@ def test_a_run_leaves_its_record_and_returns_what_a_table_needs(tmp_path, data):
     for picture in FILES:
         if picture.endswith(".png"):
             assert (out / picture).read_bytes().startswith(b"\x89PNG")
-    detector = load_detector(out)
+    detector = Detector.load(out)
     assert detector.metrics == {name: last[name] for name in detector.metrics}
     assert result["params"] == sum(parameter.numel() for parameter in detector.model.parameters())
 
@@ -151,13 +151,13 @@ def test_evaluate_agrees_with_the_training_log(capsys, data, learned):
 
 def test_the_best_weights_are_those_of_the_best_epoch(learned):
     column = [row["mask_ap"] for row in rows(learned)]
-    best = load_detector(learned / "best.safetensors")
+    best = Detector.load(learned / "best.safetensors")
     assert best.metrics["mask_ap"] == max(column)
     assert best.epoch == column.index(max(column)) + 1
 
 
 def test_sparse_category_ids_are_kept_in_the_checkpoint(quick):
-    detector = load_detector(quick)
+    detector = Detector.load(quick)
     assert detector.category_ids == tuple(CATEGORIES)
     assert detector.class_names == tuple(CATEGORIES.values())
 
@@ -183,7 +183,7 @@ def test_boxes_alone_are_learned_where_nothing_is_segmented(tmp_path):
     result = train(quick_detector(masks=False, epochs=1), data=data, out=tmp_path / "boxes", quiet=True)
     assert 0 <= result["box_ap"] <= 1
     assert not any(name.startswith("mask_") for name in result)
-    detector = load_detector(tmp_path / "boxes")
+    detector = Detector.load(tmp_path / "boxes")
     assert (detector.arguments["kind"], detector.masks) == ("faster_rcnn", False)
     assert not [name for name in load_file(tmp_path / "boxes" / "weights.safetensors") if "mask" in name]
 
@@ -227,7 +227,7 @@ def test_what_is_annotated_in_each_split_is_told_before_training(tmp_path, data,
 @pytest.mark.usefixtures("no_pictures")
 def test_grey_images_train_a_network_of_one_channel(tmp_path, data):
     train(quick_detector(in_chans=1, epochs=1, updates=1), data=data, out=tmp_path / "run", quiet=True)
-    assert load_detector(tmp_path / "run").in_chans == 1
+    assert Detector.load(tmp_path / "run").in_chans == 1
 
 
 @pytest.mark.usefixtures("no_pictures")
@@ -357,7 +357,7 @@ def test_a_loss_that_is_not_finite_keeps_the_weights_of_the_epoch_before(tmp_pat
     monkeypatch.setattr(detection, "rcnn_losses", spoiled_losses)
     with pytest.raises(UserError, match="became nan at update 2 of epoch 2; training stopped"):
         train(quick_detector(epochs=3), data=data, out=out, quiet=True)
-    saved = load_detector(out)
+    saved = Detector.load(out)
     assert saved.epoch == 1
     assert all(tensor.isfinite().all() for tensor in saved.model.state_dict().values())
 

@@ -13,9 +13,8 @@ from safetensors.torch import save_file
 from small_detectors import small_detector
 
 import parhelion
-from parhelion.classification.saved import Classifier, load_classifier, save_classifier
+from parhelion.classification.saved import Classifier
 from parhelion.data.transforms import Preprocessing, eval_transform
-from parhelion.detection.saved import save_detector
 from parhelion.errors import UserError
 
 ARGUMENTS = {"num_classes": 3, "in_chans": 3, "image_size": 32, "block": 6, "halo": 2}
@@ -39,7 +38,7 @@ def saved_run(folder: Path, name: str = "halonet_tiny", **arguments: Any) -> Cla
         metrics={},
     )
     folder.mkdir()
-    save_classifier(folder / "weights.safetensors", classifier)
+    classifier.save(folder / "weights.safetensors")
     return classifier
 
 
@@ -65,9 +64,9 @@ def by_timm(path: Path) -> torch.nn.Module:
         lambda run: parhelion.create_model("halonet_tiny", checkpoint_path=run),
         lambda run: parhelion.create_model("halonet_tiny", checkpoint_path=str(run / "weights.safetensors")),
         by_timm,
-        lambda run: load_classifier(str(run)).model,
+        lambda run: Classifier.load(str(run)).model,
     ],
-    ids=["folder", "file", "timm", "load_classifier"],
+    ids=["folder", "file", "timm", "Classifier.load"],
 )
 def test_a_trained_model_is_what_its_file_says(run: Path, trained: Classifier, load: Any) -> None:
     model = load(run).eval()
@@ -141,5 +140,5 @@ def test_what_holds_no_classifier_is_named(tmp_path: Path) -> None:
     assert "holds no weights.safetensors" in refused(tmp_path)
     (tmp_path / "w.pt").write_bytes(b"x")
     assert "is a pickle" in refused(tmp_path / "w.pt")
-    save_detector(tmp_path / "w.safetensors", small_detector())
-    assert "are of a detector; parhelion.detection.saved.load_detector" in refused(tmp_path / "w.safetensors")
+    small_detector().save(tmp_path / "w.safetensors")
+    assert "are of a detector; parhelion.detection.saved.Detector.load" in refused(tmp_path / "w.safetensors")

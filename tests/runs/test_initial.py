@@ -12,13 +12,13 @@ from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from safetensors.torch import save_file
 from torch import nn
 
+from parhelion.classification.saved import Classifier
 from parhelion.data.transforms import Preprocessing
 from parhelion.errors import UserError
+from parhelion.files.weights import save_weights
+from parhelion.models.catalog import create_model
 from parhelion.runs import initial
 from parhelion.runs.initial import initial_weights, initialise
-from parhelion.classification.saved import Classifier, save_classifier
-from parhelion.models.catalog import create_model
-from parhelion.files.weights import save_weights
 
 CLASSES = ("ant", "bee", "cat")
 ARGUMENTS = {"num_classes": 3, "in_chans": 1, "image_size": 16, "rows": "window", "block": 8, "halo": 2}
@@ -42,7 +42,7 @@ def run_folder(tmp_path: Path, old: nn.Module) -> Path:
         epoch=4,
         metrics={},
     )
-    save_classifier(folder / "weights.safetensors", classifier)
+    classifier.save(folder / "weights.safetensors")
     (folder / "recipe.json").write_text(json.dumps({"model": "halonet_tiny"}))
     return folder
 

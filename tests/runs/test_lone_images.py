@@ -9,10 +9,10 @@ from runs.interrupted_runs import assert_same_run, stop_at
 from runs.tiny_scenes import draw_nothing as draw_no_detections
 from runs.tiny_scenes import quick_detector, tiny_scenes
 
-from parhelion.errors import UserError
-from parhelion.classification import album
+from parhelion.classification import plots
 from parhelion.classification import task as classification
 from parhelion.detection import task as detection
+from parhelion.errors import UserError
 
 # The last map has 1/8 of the image's side; that of the detector's backbone 1/16.
 SMALLEST, SMALLEST_DETECTED = 8, 16
@@ -23,8 +23,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch):
     draw_no_detections(monkeypatch)
-    monkeypatch.setattr(album, "draw_scores", lambda *_: None)
-    monkeypatch.setattr(album, "draw_sheet", lambda out, *_: (out / album.SHEET).touch())
+    monkeypatch.setattr(plots, "draw_scores", lambda *_: None)
+    monkeypatch.setattr(plots, "draw_sheet", lambda out, *_: (out / plots.SHEET).touch())
 
 
 @pytest.fixture(scope="module")

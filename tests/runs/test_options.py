@@ -10,10 +10,10 @@ from runs.colour_folders import colour_folders, quick_recipe
 from safetensors.torch import load_file
 from timm.models import checkpoint_seq
 
-from parhelion.classification.saved import load_classifier
-from parhelion.classification import album
-from parhelion.classification.task import train
+from parhelion.classification import plots
 from parhelion.classification.recipe import ClassificationRecipe
+from parhelion.classification.saved import Classifier
+from parhelion.classification.task import train
 
 # With pictures of 16 pixels of 32, so that crops differ.
 BASE = quick_recipe(model="halonet_tiny", epochs=1, warmup_epochs=0.25, drop_path=0.0, dropout=0.0, ema_decay=0.0)
@@ -56,7 +56,7 @@ def trained(data, tmp_path_factory):
             known[recipe] = tmp_path_factory.mktemp("runs") / "run"
             with pytest.MonkeyPatch.context() as monkeypatch:
                 for picture in ("draw_scores", "draw_sheet"):
-                    monkeypatch.setattr(album, picture, lambda *_: None)
+                    monkeypatch.setattr(plots, picture, lambda *_: None)
                 train(recipe, data=str(data), out=known[recipe], quiet=True)
         return known[recipe]
 
@@ -143,4 +143,4 @@ def test_sharding_says_when_there_is_nobody_to_share_with(data, tmp_path, capsys
 
 
 def test_evaluation_has_its_own_size(trained):
-    assert load_classifier(trained(replace(BASE, eval_px=24))).preprocessing.image_px == 24
+    assert Classifier.load(trained(replace(BASE, eval_px=24))).preprocessing.image_px == 24

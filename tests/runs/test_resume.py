@@ -1,6 +1,5 @@
 """A run that is killed, stopped or out of space, and goes on: the same weights and metrics to the last bit."""
 
-
 import json
 import multiprocessing
 import os
@@ -15,16 +14,15 @@ import torch
 from runs.colour_folders import colour_folders, quick_recipe, truncate
 from runs.interrupted_runs import assert_same_run, saved, stop_at
 
+from parhelion.classification import plots, scores
+from parhelion.classification.task import train
 from parhelion.cli import main
 from parhelion.errors import UserError
-from parhelion.classification import scores
-from parhelion.classification import album
-from parhelion.classification.task import train
+from parhelion.files.lock import LOCK, RunLock
+from parhelion.files.run_folder import saved_recipe
 from parhelion.runs.keeping import Begun, check_moved
 from parhelion.train import checkpoint
 from parhelion.train.checkpoint import Checkpoint
-from parhelion.files.lock import LOCK, RunLock
-from parhelion.files.run_folder import saved_recipe
 from parhelion.train.stopping import Stopped
 
 # All that draws random numbers or remembers, at once.
@@ -65,8 +63,8 @@ def whole(data, tmp_path_factory):
 
 def draw_nothing(monkeypatch):
     """Leave out the pictures, which take longer than the training; the last one tells that the run is finished."""
-    monkeypatch.setattr(album, "draw_scores", lambda *_: None)
-    monkeypatch.setattr(album, "draw_sheet", lambda out, *_: (out / album.SHEET).touch())
+    monkeypatch.setattr(plots, "draw_scores", lambda *_: None)
+    monkeypatch.setattr(plots, "draw_sheet", lambda out, *_: (out / plots.SHEET).touch())
 
 
 @pytest.fixture
@@ -142,7 +140,7 @@ def test_an_evaluation_stops_at_once_and_is_done_again(data, whole, tmp_path, mo
 def test_a_damaged_checkpoint_costs_the_updates_since_the_one_before(data, whole, tmp_path, capsys):
     out = tmp_path / "run"
     shutil.copytree(whole, out)
-    (out / album.SHEET).unlink()
+    (out / plots.SHEET).unlink()
     truncate(next((out / "checkpoints" / f"{UPDATES:09d}").glob("*.safetensors")))
     train(quick_recipe(**CHANGES), data=str(data), out=out, resume=True)
     said = capsys.readouterr()
@@ -192,7 +190,7 @@ def contents(folder):
 def test_a_run_that_another_process_trains_is_left_alone(data, whole, tmp_path):
     out, recipe = tmp_path / "run", quick_recipe(**CHANGES)
     shutil.copytree(whole, out)
-    (out / album.SHEET).unlink()
+    (out / plots.SHEET).unlink()
     # What the other process is writing.
     (out / "checkpoints" / ".000000013").mkdir()
     with RunLock(out) as other:
@@ -219,7 +217,7 @@ def test_other_images_are_not_gone_on_with(data, whole, tmp_path):
     images, out = tmp_path / "images", tmp_path / "run"
     shutil.copytree(data, images)
     shutil.copytree(whole, out)
-    (out / album.SHEET).unlink()
+    (out / plots.SHEET).unlink()
     saved_recipe = json.loads((out / "recipe.json").read_text()) | {"data": str(images)}
     (out / "recipe.json").write_text(json.dumps(saved_recipe))
     again = {"data": str(images), "out": out, "resume": True, "quiet": True}
@@ -242,13 +240,13 @@ def test_images_are_known_by_what_they_are_not_by_how_they_are_spelled(data, who
 
     def resume(*words):
         """The exit code, what is said, and where the images then are."""
-        (out / album.SHEET).unlink(missing_ok=True)
+        (out / plots.SHEET).unlink(missing_ok=True)
         code = main(["train", "--resume", str(out), *words])
         return code, capsys.readouterr().err, [saved_recipe(out)[name] for name in ("data", "begun_in")]
 
     for folder, spelled in ((work, "photos/"), (tmp_path, "work/photos")):
         monkeypatch.chdir(folder)
-        (out / album.SHEET).unlink()
+        (out / plots.SHEET).unlink()
         train(recipe, data=spelled, out=out, resume=True, quiet=True)
     assert resume() == (0, "", ["photos", str(work)])
 
@@ -302,7 +300,7 @@ def test_without_a_digest_classes_and_numbers_decide(tmp_path):
 def test_a_damaged_record_is_one_sentence(data, whole, tmp_path, file, text, sentence):
     out = tmp_path / "run"
     shutil.copytree(whole, out)
-    (out / album.SHEET).unlink()
+    (out / plots.SHEET).unlink()
     (out / file).write_bytes(text)
     with pytest.raises(UserError, match=sentence):
         train(quick_recipe(**CHANGES), data=str(data), out=out, resume=True, quiet=True)

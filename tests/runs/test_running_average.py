@@ -10,8 +10,7 @@ from runs.interrupted_runs import assert_same_run, stop_at
 from safetensors.torch import load_file
 from timm.utils import ModelEmaV3
 
-from parhelion.classification import album
-from parhelion.runs import setup
+from parhelion.classification import plots
 from parhelion.classification.task import train
 from parhelion.train.state import Moving
 from parhelion.train.stopping import Stopped
@@ -27,8 +26,8 @@ def data(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch):
-    monkeypatch.setattr(album, "draw_scores", lambda *_: None)
-    monkeypatch.setattr(album, "draw_sheet", lambda out, *_: (out / album.SHEET).touch())
+    monkeypatch.setattr(plots, "draw_scores", lambda *_: None)
+    monkeypatch.setattr(plots, "draw_sheet", lambda out, *_: (out / plots.SHEET).touch())
 
 
 def weights(out: Path) -> torch.Tensor:

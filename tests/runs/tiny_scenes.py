@@ -1,6 +1,5 @@
 """Small data sets in COCO's format to train a detector on in a second: coloured rectangles on noise, none square."""
 
-
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -59,7 +58,7 @@ def quick_detector(**changes: object) -> DetectionRecipe:
 
 def draw_nothing(monkeypatch: Any) -> None:
     """Leave out the pictures, which take longer than the training; the last one tells that the run is finished."""
-    monkeypatch.setattr(detection, "detection_curves", lambda *_: None)
+    monkeypatch.setattr(detection, "learning_curves", lambda *_: None)
     monkeypatch.setattr(detection, "draw_sheet", lambda _detector, _images, path, _title: path.touch())
 
 

@@ -1,19 +1,21 @@
-"""Pictures of a run as PNG: learning curves, confusion matrix, a sheet of predictions.
+"""The pictures of a classification run: learning curves, confusion matrix, a sheet of predictions.
 
 Drawn with matplotlib's objects, never pyplot, so nothing global changes and no display is needed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from parhelion.classification.scores import Outcome
+from parhelion.data.transforms import Preprocessing
 from parhelion.files.drawing import (
     AMBER,
     BLUE,
@@ -22,7 +24,8 @@ from parhelion.files.drawing import (
     INK,
     PAPER,
     RED,
-    dress,
+    draw_curve,
+    dress_curves,
     new_figure,
     plain,
     save_figure,
@@ -31,9 +34,16 @@ from parhelion.files.drawing import (
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from PIL.Image import Image
 
-# Beyond these many classes a cell has no room for its number, and not every class for its name.
+# Names of the files in a run's folder.
+CURVES = "learning_curves.png"
+CONFUSION = "confusion_matrix.png"
+SHEET = "predictions.png"
+# Two rows of a sheet each.
+MISTAKES, RIGHT = 16, 16
+# The sheet is chosen among so many images, because they are read once more.
+SHEET_POOL = 5000
+# With more classes a cell has no room for its number, and not every class has room for its name.
 CLASSES_WITH_NUMBERS = 20
 CLASSES_WITH_NAMES = 40
 SHEET_COLUMNS = 8
@@ -41,12 +51,46 @@ SHEET_COLUMNS = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Tile:
-    """One image of a sheet, with what the model took it for."""
+    """One image of a sheet, with its predicted and its true class."""
 
-    image: Image
+    image: Image.Image
     predicted: str
     confidence: float
     true: str
+
+
+def draw_scores(
+    out: Path, title: str, rows: Sequence[Mapping[str, float]], outcome: Outcome, class_names: Sequence[str]
+) -> None:
+    """Draw learning curves and confusion matrix to the folder `out`."""
+    learning_curves(rows, out / CURVES, title)
+    confusion_matrix(outcome.confusion(len(class_names)), class_names, out / CONFUSION, title)
+
+
+def draw_sheet(
+    out: Path,
+    title: str,
+    outcome: Outcome,
+    loader: Iterable[Mapping[str, Any]],
+    preprocessing: Preprocessing,
+    class_names: Sequence[str],
+) -> None:
+    """Draw a sheet of predictions to the folder `out`.
+
+    loader: The evaluation loader that `outcome` came from, with the images as the model sees them.
+    """
+    chosen = sheet_rows(outcome, wrong=MISTAKES, right=RIGHT, pool=SHEET_POOL)
+    images = _images(loader, set(chosen))
+    tiles = [
+        Tile(
+            image=_picture(images[row], preprocessing),
+            predicted=class_names[int(outcome.top[row, 0])],
+            confidence=outcome.probability[row, 0].item(),
+            true=class_names[int(outcome.target[row])],
+        )
+        for row in chosen
+    ]
+    prediction_sheet(tiles, out / SHEET, title)
 
 
 def learning_curves(rows: Sequence[Mapping[str, float]], path: Path, title: str) -> None:
@@ -54,14 +98,14 @@ def learning_curves(rows: Sequence[Mapping[str, float]], path: Path, title: str)
     figure = new_figure(10.0, 4.2, title)
     loss, accuracy = figure.subplots(1, 2)
     epochs = [row["epoch"] for row in rows]
-    _curve(loss, epochs, [row["train_loss"] for row in rows], AMBER, "training")
-    _curve(loss, epochs, [row["val_loss"] for row in rows], BLUE, "validation")
-    _dress(loss, "loss", epochs)
+    draw_curve(loss, epochs, [row["train_loss"] for row in rows], color=AMBER, name="training")
+    draw_curve(loss, epochs, [row["val_loss"] for row in rows], color=BLUE, name="validation")
+    dress_curves(loss, "loss", epochs)
     loss.set_ylim(bottom=0)
     for name, label, color in (("top5", "top-5", GREEN), ("top1", "top-1", BLUE)):
         percent = [100 * row[name] for row in rows]
-        _curve(accuracy, epochs, percent, color, f"{label}, {percent[-1]:.2f}% at last")
-    _dress(accuracy, "validation accuracy, %", epochs)
+        draw_curve(accuracy, epochs, percent, color=color, name=f"{label}, {percent[-1]:.2f}% at last")
+    dress_curves(accuracy, "validation accuracy, %", epochs)
     low = min(100 * row["top1"] for row in rows)
     accuracy.set_ylim(bottom=max(0.0, low - 0.25 * (101 - low)), top=101)
     save_figure(figure, path)
@@ -91,8 +135,8 @@ def confusion_matrix(counts: Tensor, class_names: Sequence[str], path: Path, tit
 def sheet_rows(outcome: Outcome, *, wrong: int, right: int, pool: int) -> list[int]:
     """Rows of `outcome` worth showing: the most confident mistakes, then right answers from every class.
 
-    Right answers take turns by class, from the surest of a class to its least sure. Only the first `pool` rows
-    are looked at; fewer come out where there are fewer.
+    Classes take turns with their right answers, each from its most to its least confident one. Only the first `pool`
+    rows are considered, and fewer rows come back where there are not enough.
     """
     sure = outcome.probability[:pool, 0].argsort(descending=True, stable=True)
     hit = (outcome.top[:, 0] == outcome.target)[sure]
@@ -132,19 +176,6 @@ def _heat(axes: Axes, share: Tensor, colors: str) -> None:
     axes.imshow(share.numpy(), cmap=colors, norm=PowerNorm(0.5, 0, 100), interpolation="nearest")
 
 
-def _curve(axes: Axes, epochs: Sequence[float], values: Sequence[float], color: str, name: str) -> None:
-    axes.plot(epochs, values, color=color, lw=2, marker="o", ms=4, label=name)
-
-
-def _dress(axes: Axes, label: str, epochs: Sequence[float]) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    dress(axes, label, "epoch")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    axes.set_xlim(epochs[0] - 0.3, epochs[-1] + 0.3)
-    axes.legend(frameon=False, labelcolor=INK)
-
-
 def _name_classes(axes: Axes, class_names: Sequence[str]) -> None:
     step = -(-len(class_names) // CLASSES_WITH_NAMES)
     places = list(range(0, len(class_names), step))
@@ -182,3 +213,26 @@ def _draw_tile(axes: Axes, tile: Tile, color: str) -> None:
     if tile.predicted != tile.true:
         text += f"\ntrue: {short(tile.true, 15)}"
     axes.set_xlabel(plain(text), color=INK, size=8.5)
+
+
+def _images(loader: Iterable[Mapping[str, Any]], rows: set[int]) -> dict[int, Tensor]:
+    """The images of `loader` at the positions `rows`; reading stops after the last of them."""
+    found: dict[int, Tensor] = {}
+    for row, image in enumerate(_one_by_one(loader)):
+        if row in rows:
+            found[row] = image
+        if len(found) == len(rows):
+            break
+    return found
+
+
+def _one_by_one(loader: Iterable[Mapping[str, Any]]) -> Iterator[Tensor]:
+    for batch in loader:
+        yield from batch["image"]
+
+
+def _picture(image: Tensor, preprocessing: Preprocessing) -> Image.Image:
+    """The normalised `image` (channels, h, w) as a person sees it."""
+    mean, std = (torch.tensor(numbers)[:, None, None] for numbers in (preprocessing.mean, preprocessing.std))
+    pixels = ((image * std + mean).clamp(0, 1) * 255).round().byte()
+    return Image.fromarray(pixels[0].numpy() if len(pixels) == 1 else pixels.permute(1, 2, 0).numpy())

@@ -34,11 +34,11 @@ class ClassificationRecipe(Recipe):
     label_smoothing: float = 0.1
     """Share of the target spread evenly over all classes."""
     class_weights: Literal["none", "balanced"] = "none"
-    """What an image counts in the loss; balanced: images / (classes * images of its class), 1 on average, so that rare
-    classes count as much as frequent ones. A mixed image counts as its parts do."""
+    """The weight of an image in the loss; balanced: images / (classes * images of its class), 1 on average, so that
+    rare classes count as much as frequent ones. A mixed image has the weight of its parts."""
     sampling: Literal["shuffled", "balanced"] = "shuffled"
-    """Order of the training images; shuffled: each comes once in an epoch; balanced: as many come in an epoch, but each
-    class equally often, so that images of rare classes come again and not all of the frequent ones come."""
+    """The training images of an epoch; shuffled: each image once; balanced: as many images, but each class equally
+    often, so that images of rare classes repeat and some of frequent classes are left out."""
     dropout: float = 0.0
     """Probability that a feature before the classifier is dropped."""
     compile: bool = False

@@ -13,10 +13,10 @@ from timm.data.mixup import Mixup, mixup_target
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from parhelion.classification import album, scores
+from parhelion.classification import plots, scores
 from parhelion.classification.ingredients import check_some_images, image_facts, train_loader, untrained, val_loader
 from parhelion.classification.recipe import ClassificationRecipe
-from parhelion.classification.saved import Classifier, save_classifier
+from parhelion.classification.saved import Classifier
 from parhelion.data.balance import class_numbers, class_weights
 from parhelion.data.samples import Share, image_count
 from parhelion.data.sources import Source, open_source
@@ -126,7 +126,7 @@ class Classification(trainer.Task):
     """One classification run."""
 
     best_by = "top1"
-    last_picture = album.SHEET
+    last_picture = plots.SHEET
 
     def __init__(self, recipe: ClassificationRecipe, request: trainer.Request) -> None:
         self.recipe = recipe
@@ -218,7 +218,7 @@ class Classification(trainer.Task):
         return trainer.Scores(values=values, skipped=outcome.skipped, notes=notes)
 
     def save(self, path: Path) -> None:
-        save_classifier(path, self.classifier)
+        self.classifier.save(path)
 
     def line(self, row: Mapping[str, Any]) -> str:
         return f"val loss {row['val_loss']:.4f}  top-1 {100 * row['top1']:.2f}%  top-5 {100 * row['top5']:.2f}%"
@@ -230,8 +230,8 @@ class Classification(trainer.Task):
             loader = val_loader(self.recipe, self.source, Share())
             whole = scores.outcome(self.classifier.model, loader)
         names = self.source.class_names
-        album.draw_scores(out, self.title, rows, whole, names)
-        album.draw_sheet(out, self.title, whole, loader, self.classifier.preprocessing, names)
+        plots.draw_scores(out, self.title, rows, whole, names)
+        plots.draw_sheet(out, self.title, whole, loader, self.classifier.preprocessing, names)
 
     def result(self) -> dict[str, Any]:
         model, side = self.classifier.model, self.recipe.image_px

@@ -10,6 +10,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from importlib import import_module
 
 from parhelion.errors import UserError, nearest
@@ -45,16 +46,27 @@ parhelion COMMAND --help says more about each; parhelion --version prints {versi
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line on `arguments` (the process's own if None) and return the exit code."""
-    return exit_code(lambda: _run(list(sys.argv[1:] if arguments is None else arguments)))
+    return exit_code(partial(_run, list(sys.argv[1:] if arguments is None else arguments)))
 
 
+@contextmanager
+def _any_name_printed() -> Iterator[None]:
+    """Print names of files as the bytes that they are, and escape what the output's encoding does not have."""
+    streams = [stream for stream in (sys.stdout, sys.stderr) if isinstance(stream, io.TextIOWrapper)]
+    before = [stream.errors for stream in streams]
+    for stream in streams:
+        stream.reconfigure(errors=ANY_NAME)
+    try:
+        yield
+    finally:
+        for stream, errors in zip(streams, before, strict=True):
+            with suppress(ValueError, OSError):
+                stream.reconfigure(errors=errors)
+
+
+@_any_name_printed()
 def exit_code(act: Callable[[], int | None]) -> int:
     """Do `act`, which may return a code, as a command does: no warnings, and one sentence for what stops it."""
-    with _any_name_printed():
-        return _exit_code(act)
-
-
-def _exit_code(act: Callable[[], int | None]) -> int:
     try:
         with warnings.catch_warnings():
             if not sys.warnoptions:
@@ -79,21 +91,6 @@ def _exit_code(act: Callable[[], int | None]) -> int:
         # tyro leaves this way after it printed a help text.
         return int(done.code or 0)
     return code or 0
-
-
-@contextmanager
-def _any_name_printed() -> Iterator[None]:
-    """Print names of files as the bytes that they are, and escape what the output's encoding does not have."""
-    streams = [stream for stream in (sys.stdout, sys.stderr) if isinstance(stream, io.TextIOWrapper)]
-    before = [stream.errors for stream in streams]
-    for stream in streams:
-        stream.reconfigure(errors=ANY_NAME)
-    try:
-        yield
-    finally:
-        for stream, errors in zip(streams, before, strict=True):
-            with suppress(ValueError, OSError):
-                stream.reconfigure(errors=errors)
 
 
 def _as_bytes_or_escaped(error: UnicodeError) -> tuple[str | bytes, int]:

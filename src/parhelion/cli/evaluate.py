@@ -2,18 +2,18 @@
 
 import json
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
 from parhelion.cli.arguments import check_folder, check_writable, make_folder, parsed, refuse_options
+from parhelion.cli.devices import move_to_fastest_device
 from parhelion.errors import UserError, printable
 from parhelion.files.run_folder import RECIPE
 
 CLASSIFIER_BATCH, DETECTOR_BATCH = 128, 8
-CONFUSION = "confusion_matrix.png"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,7 @@ class Arguments:
     on_bad_image: Literal["refuse", "skip"] = "refuse"
     """What to do with an unreadable image: refuse: stop and name it; skip: leave it out and count it."""
     on_bad_annotation: Literal["refuse", "drop"] = "refuse"
-    """What a detector does with annotations that cannot be: refuse: stop and list them; drop: leave out those that
+    """What a detector does with invalid annotations; refuse: stop and list them; drop: leave out those that
     cannot be scored and count them; those that nothing can match stay, as COCO's programs count them."""
     exif: Literal["upright", "stored"] | None = None
     """How a detector's photos are read that EXIF says were taken with the camera turned; upright: turned as it says;
@@ -89,14 +89,14 @@ def run(arguments: list[str]) -> None:
 
 
 def _classifier(chosen: Arguments) -> None:
-    from parhelion.classification.class_scores import CLASSES_WITH_MATRIX, class_scores
-    from parhelion.classification.plots import confusion_matrix
-    from parhelion.classification.saved import load_classifier, on_fastest_device
-    from parhelion.classification.validate import validate
+    from parhelion.classification.plots import CONFUSION, confusion_matrix
+    from parhelion.classification.saved import Classifier
+    from parhelion.classification.scores import CLASSES_WITH_MATRIX, class_scores, evaluate
     from parhelion.data.sources import open_source
     from parhelion.data.sources.held_out import of_run
 
-    classifier = on_fastest_device(load_classifier(chosen.checkpoint))
+    classifier = Classifier.load(chosen.checkpoint)
+    move_to_fastest_device(classifier.model)
     names = classifier.class_names
     if chosen.out is not None and len(names) > CLASSES_WITH_MATRIX:
         raise UserError(
@@ -114,8 +114,8 @@ def _classifier(chosen: Arguments) -> None:
     if not chosen.json:
         print(source.line())
     if chosen.image_px:
-        classifier = replace(classifier, preprocessing=replace(classifier.preprocessing, image_px=chosen.image_px))
-    outcome = validate(
+        classifier = classifier.with_image_px(chosen.image_px)
+    outcome = evaluate(
         classifier,
         source,
         split=chosen.split,
@@ -143,14 +143,14 @@ def _classifier(chosen: Arguments) -> None:
 
 
 def _detector(chosen: Arguments) -> None:
-    from parhelion.classification.saved import on_fastest_device
     from parhelion.data.annotated.coco import open_coco
     from parhelion.data.annotated.counts import object_counts
-    from parhelion.detection.saved import load_detector, with_image_px, with_max_found
-    from parhelion.detection.scores import detect
+    from parhelion.detection.saved import Detector
+    from parhelion.detection.scores import evaluate
     from parhelion.files.atomic import write_json
 
-    detector = on_fastest_device(load_detector(chosen.checkpoint))
+    detector = Detector.load(chosen.checkpoint)
+    move_to_fastest_device(detector.model)
     masks = detector.masks and chosen.masks
     source = open_coco(
         chosen.data,
@@ -165,33 +165,33 @@ def _detector(chosen: Arguments) -> None:
     if chosen.results is None:
         counts.require_objects("to score what is found against (--results FILE keeps what is found, without scores)")
     if chosen.image_px:
-        detector = with_image_px(detector, chosen.image_px)
+        detector = detector.with_image_px(chosen.image_px)
     if chosen.max_found:
-        detector = with_max_found(detector, chosen.max_found)
+        detector = detector.with_max_found(chosen.max_found)
     notes = [*images.report.notes(), *filter(None, [counts.too_full(detector.max_found)])]
     if not chosen.json:
         for sentence in (counts.text(), *notes):
             print(sentence, flush=True)
-    results = detect(
+    outcome = evaluate(
         detector,
-        images,
-        source=source.name,
+        source,
+        split=chosen.split,
         batch=DETECTOR_BATCH if chosen.batch is None else chosen.batch,
         workers=chosen.workers,
         on_bad_image=chosen.on_bad_image,
         quiet=chosen.json,
     )
     if chosen.results is not None:
-        write_json(chosen.results, results.entries)
-    scores = results.scores(images, masks=masks, most=detector.max_found) if counts.objects else None
+        write_json(chosen.results, outcome.entries)
+    scores = outcome.scores(images, masks=masks, most=detector.max_found) if counts.objects else None
     if chosen.json:
         facts: dict[str, Any] = {"model": detector.name, "data": chosen.data, "split": chosen.split}
         facts |= {"file": str(images.file)}
-        facts |= {"images": len(results.image_ids), "objects": counts.of_class, "skipped": len(results.skipped)}
+        facts |= {"images": len(outcome.image_ids), "objects": counts.of_class, "skipped": len(outcome.skipped)}
         facts |= {"dropped": {kind: list(ids) for kind, ids in images.dropped.items()}, "notes": notes}
         print(printable(json.dumps({**facts, **(scores.as_dict() if scores else {})}, indent=2, ensure_ascii=False)))
         return
-    _show_skipped(_title(detector.name, source.name, chosen.split), len(results.image_ids), results.skipped)
+    _show_skipped(_title(detector.name, source.name, chosen.split), len(outcome.image_ids), outcome.skipped)
     print(scores.text() if scores else f"nothing is scored: {images.file} has no annotated objects")
     if chosen.results is not None:
         print(f"what was found is in {chosen.results}")
@@ -211,8 +211,8 @@ def _title(model: str, source: str, split: str) -> str:
 
 
 def _as_json(facts: dict[str, Any]) -> str:
-    """`facts` as JSON with indents, a list of numbers on one line: a row of a matrix."""
-    # Text holds no line breaks in JSON, so that only lists match.
+    """`facts` as indented JSON with each row of the confusion matrix on one line."""
+    # JSON escapes line breaks in text, so only lists match.
     return re.sub(
         r"\[\n[\d,\s]+\]",
         lambda row: " ".join(row[0].split()).replace("[ ", "[").replace(" ]", "]"),

@@ -1,23 +1,25 @@
 """`parhelion predict DIR_OR_CHECKPOINT IMAGE...`."""
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import tyro
 
 from parhelion.cli.answers import Entry, Table, json_array, json_line, tab_separated
 from parhelion.cli.arguments import check_writable, make_folder, parsed, refuse_options
+from parhelion.cli.devices import move_to_fastest_device
 from parhelion.errors import UserError
 
 if TYPE_CHECKING:
-    from parhelion.classification.predict import Prediction
+    from parhelion.classification.predict import Prediction as Classes
     from parhelion.classification.saved import Classifier
     from parhelion.data.images import BadImage
-    from parhelion.detection.detections import Found
+    from parhelion.detection.predict import Prediction as Objects
     from parhelion.detection.saved import Detector
 
 Answer = TypeVar("Answer")
@@ -79,37 +81,68 @@ def run(arguments: list[str]) -> None:
     sentence = found.left_out()
     if sentence:
         _tell(f"parhelion: {sentence}")
-    (_objects if detects else _classes)(chosen, found.files)
+    unreadable = (_objects if detects else _classes)(chosen, found.files)
+    if unreadable and chosen.on_bad_image == "refuse":
+        raise UserError(
+            f"{unreadable} of {len(found.files)} images could not be read; with --on-bad-image skip they are left out"
+        )
 
 
-class _Readable(Generic[Answer]):
-    """The answers, without those about images that could not be read, which are named at once and counted."""
+def _classes(chosen: Arguments, images: Sequence[Path]) -> int:
+    """Print the classes of each image; return how many images could not be read."""
+    from parhelion.classification.predict import predictions
+    from parhelion.classification.saved import Classifier
+    from parhelion.data.images import BadImage
 
-    def __init__(self, answers: "Iterable[Answer | BadImage]", chosen: Arguments) -> None:
-        self._answers, self._refuse = answers, chosen.on_bad_image == "refuse"
-        self._total = self._bad = 0
-
-    def __iter__(self) -> Iterator[Answer]:
-        from parhelion.data.images import BadImage
-
-        for answer in self._answers:
-            self._total += 1
-            if isinstance(answer, BadImage):
-                self._bad += 1
-                _tell(f"{'parhelion' if self._refuse else 'skipped'}: {answer}")
+    classifier = Classifier.load(chosen.checkpoint)
+    move_to_fastest_device(classifier.model)
+    top = TOP_CLASSES if chosen.top is None else chosen.top
+    batch = CLASSIFIER_BATCH if chosen.batch is None else chosen.batch
+    unreadable = 0
+    with _printer(chosen, _classes_as_json, lambda: _class_rows(classifier, images)) as show:
+        for prediction in predictions(classifier, images, top=top, batch=batch, on_bad_image="skip"):
+            if isinstance(prediction, BadImage):
+                unreadable += 1
+                _tell_unreadable(chosen, prediction)
             else:
-                yield answer
+                show(prediction)
+    return unreadable
 
-    def check(self) -> None:
-        """Raise UserError where an image could not be read and that is not to be passed over."""
-        if self._bad and self._refuse:
-            raise UserError(
-                f"{self._bad} of {self._total} images could not be read; with --on-bad-image skip they are left out"
-            )
+
+def _objects(chosen: Arguments, images: Sequence[Path]) -> int:
+    """Print the objects in each image, draw and keep them as asked; return how many images could not be read."""
+    from parhelion.data.images import BadImage
+    from parhelion.detection.predict import predictions
+    from parhelion.detection.saved import Detector
+    from parhelion.files.atomic import write_json
+
+    detector = Detector.load(chosen.checkpoint)
+    move_to_fastest_device(detector.model)
+    top = TOP_OBJECTS if chosen.top is None else chosen.top
+    min_score = MIN_SCORE if chosen.min_score is None else chosen.min_score
+    pictures = _pictures(chosen.out, images) if chosen.out is not None else {}
+    results: list[dict[str, Any]] = []
+    unreadable = 0
+    with _printer(
+        chosen, partial(_objects_as_json, detector=detector), lambda: partial(_object_lines, detector=detector)
+    ) as show:
+        for prediction in predictions(detector, images, min_score=min_score, top=top, on_bad_image="skip"):
+            if isinstance(prediction, BadImage):
+                unreadable += 1
+                _tell_unreadable(chosen, prediction)
+                continue
+            if chosen.results is not None:
+                results += prediction.found.results(detector.category_ids)
+            if prediction.path in pictures:
+                _draw(prediction, detector, pictures[prediction.path], min_score=min_score, top=top)
+            show(prediction)
+    if chosen.results is not None:
+        write_json(chosen.results, results)
+    return unreadable
 
 
 @contextmanager
-def _shown(
+def _printer(
     chosen: Arguments, as_json: Callable[[Answer], Entry], as_text: Callable[[], Callable[[Answer], None]]
 ) -> Iterator[Callable[[Answer], None]]:
     """Prints each answer as `chosen` says; `as_text` gets ready to print them for people, or line by line."""
@@ -122,89 +155,61 @@ def _shown(
         yield as_text()
 
 
-def _classes(chosen: Arguments, images: Sequence[Path]) -> None:
-    from parhelion.classification.predict import predictions
-    from parhelion.classification.saved import load_classifier, on_fastest_device
-
-    classifier = on_fastest_device(load_classifier(chosen.checkpoint))
-    top = TOP_CLASSES if chosen.top is None else chosen.top
-    batch = CLASSIFIER_BATCH if chosen.batch is None else chosen.batch
-    readable = _Readable(predictions(classifier, images, top=top, batch=batch, on_bad_image="skip"), chosen)
-    with _shown(chosen, _as_json, lambda: _rows(classifier, images)) as show:
-        for prediction in readable:
-            show(prediction)
-    readable.check()
-
-
-def _as_json(prediction: "Prediction") -> dict[str, Any]:
+def _classes_as_json(prediction: "Classes") -> dict[str, Any]:
     ranked = zip(prediction.classes, prediction.probabilities, strict=True)
     return {
-        "image": prediction.image,
+        "image": str(prediction.path),
         "predictions": [{"class": name, "probability": round(share, 6)} for name, share in ranked],
     }
 
 
-def _rows(classifier: "Classifier", images: Sequence[Path]) -> "Callable[[Prediction], None]":
+def _class_rows(classifier: "Classifier", images: Sequence[Path]) -> "Callable[[Classes], None]":
     """Prints a prediction as a row of a table on a terminal, as a tab-separated line elsewhere."""
     if not sys.stdout.isatty():
-        return lambda prediction: tab_separated(prediction.image, *_cells(prediction))
+        return lambda prediction: tab_separated(prediction.path, *_cells(prediction))
     widths = (max(len(str(image)) for image in images), max(map(len, classifier.class_names)), 0)
     table = Table(("image", "class", "probability", "others"), widths)
 
-    def show(prediction: "Prediction") -> None:
+    def show(prediction: "Classes") -> None:
         (name, share), *rest = zip(prediction.classes, prediction.probabilities, strict=True)
         others = ", ".join(f"{name} {100 * share:.1f}%" for name, share in rest)
-        table.row([(prediction.image, ""), (name, "bold"), (f"{100 * share:.1f}%", ""), (others, "dim")])
+        table.row([(str(prediction.path), ""), (name, "bold"), (f"{100 * share:.1f}%", ""), (others, "dim")])
 
     return show
 
 
-def _cells(prediction: "Prediction") -> Iterator[str]:
+def _cells(prediction: "Classes") -> Iterator[str]:
     for name, share in zip(prediction.classes, prediction.probabilities, strict=True):
         yield from (name, f"{share:.4f}")
 
 
-def _objects(chosen: Arguments, images: Sequence[Path]) -> None:
-    from parhelion.classification.saved import on_fastest_device
-    from parhelion.detection.plots import draw_found
-    from parhelion.detection.predict import objects
-    from parhelion.detection.saved import load_detector
-    from parhelion.files.atomic import replacement, write_json
-
-    detector = on_fastest_device(load_detector(chosen.checkpoint))
-    top = TOP_OBJECTS if chosen.top is None else chosen.top
-    min_score = MIN_SCORE if chosen.min_score is None else chosen.min_score
-    pictures = _pictures(chosen.out, images) if chosen.out is not None else {}
-    results: list[dict[str, Any]] = []
-    readable = _Readable(objects(detector, images, min_score=min_score, top=top, on_bad_image="skip"), chosen)
-    with _shown(chosen, lambda entry: entry, lambda: _print_objects) as show:
-        for answer in readable:
-            results += answer.found.results(detector.category_ids) if chosen.results is not None else []
-            if answer.path in pictures:
-                drawn = draw_found(answer.image, answer.found, detector.class_names, min_score=min_score, top=top)
-                with replacement(pictures[answer.path]) as temporary:
-                    drawn.save(temporary)
-            show(_objects_as_json(answer.path, answer.found, detector))
-    if chosen.results is not None:
-        write_json(chosen.results, results)
-    readable.check()
-
-
-def _objects_as_json(image: Path, found: "Found", detector: "Detector") -> dict[str, Any]:
+def _objects_as_json(prediction: "Objects", *, detector: "Detector") -> dict[str, Any]:
+    found = prediction.found
     h, w = found.size
     columns = (found.names(detector.class_names), found.scores.tolist(), found.boxes.tolist())
-    things = [
+    objects = [
         {"class": name, "score": round(score, 6), "box": [round(edge, 1) for edge in box]}
         for name, score, box in zip(*columns, strict=True)
     ]
-    return {"image": str(image), "height": h, "width": w, "objects": things}
+    return {"image": str(prediction.path), "height": h, "width": w, "objects": objects}
 
 
-def _print_objects(entry: Entry) -> None:
-    for thing in entry["objects"]:
-        tab_separated(entry["image"], thing["class"], f"{thing['score']:.4f}", *thing["box"])
+def _object_lines(prediction: "Objects", *, detector: "Detector") -> None:
+    """Print a tab-separated line for each object of an image."""
+    entry = _objects_as_json(prediction, detector=detector)
+    for one in entry["objects"]:
+        tab_separated(entry["image"], one["class"], f"{one['score']:.4f}", *one["box"])
     if not entry["objects"]:
         tab_separated(entry["image"], "nothing found")
+
+
+def _draw(prediction: "Objects", detector: "Detector", file: Path, *, min_score: float, top: int) -> None:
+    from parhelion.detection.plots import draw_found
+    from parhelion.files.atomic import replacement
+
+    drawn = draw_found(prediction.image, prediction.found, detector.class_names, min_score=min_score, top=top)
+    with replacement(file) as temporary:
+        drawn.save(temporary)
 
 
 def _pictures(folder: Path, images: Sequence[Path]) -> dict[Path, Path]:
@@ -223,6 +228,10 @@ def _pictures(folder: Path, images: Sequence[Path]) -> dict[Path, Path]:
             raise UserError(f"--out {folder} would write a picture over the image {picture}; name another folder")
     make_folder("--out", folder)
     return pictures
+
+
+def _tell_unreadable(chosen: Arguments, image: "BadImage") -> None:
+    _tell(f"{'parhelion' if chosen.on_bad_image == 'refuse' else 'skipped'}: {image}")
 
 
 def _tell(sentence: str) -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Twelve that can be told apart; later groups begin again with another marker.
+# Twelve distinct colours; later groups repeat them with another marker.
 COLORS = (
     BLUE,
     AMBER,
@@ -33,15 +33,15 @@ COLORS = (
 MARKERS = "os^Dv<>phX"
 # In inches: the sides of a panel, a line of the legend.
 PANEL_WIDTH, PANEL_HEIGHT, LEGEND_ROW = 5.5, 3.7, 0.24
-# Where two scores are drawn, each has the four panels of its row.
+# Width of a panel where two scores are drawn, with four panels in a row each.
 NARROW = 4.4
-# Of the legend: what fits into an inch beside the mark, which takes half of one. Names too long for half of the
-# picture's width stand below each other, and those too long for all of it are cut.
+# The legend: characters in an inch, and inches for the mark beside them. Names too long for half of the picture's
+# width take a line each; names too long for a line are cut.
 CHARACTERS_PER_INCH, MARK = 11, 0.5
 MARKERS_PER_CURVE = 12
-# In epochs; of a shorter run all is shown.
+# In epochs. The whole curve of a shorter run is shown.
 LONG_RUN = 10
-# Beyond this ratio of the largest to the smallest, an axis of costs is logarithmic.
+# An axis of costs is logarithmic where the largest is more than so many times the smallest.
 LINEAR = 6.0
 TIMES = ((7200.0, 3600.0, "hours"), (120.0, 60.0, "minutes"), (0.0, 1.0, "seconds"))
 
@@ -52,7 +52,7 @@ class _Drawn:
 
     metric: str
     name: str
-    # Each with its place among all groups, from which its colour follows.
+    # Each with its place among all groups, which decides its colour.
     members: tuple[tuple[int, Group], ...]
 
     @property
@@ -61,9 +61,9 @@ class _Drawn:
 
 
 def compare_chart(groups: Sequence[Group], path: Path) -> None:
-    """Draw `groups` to `path`: curves with a band over the seeds, and the last score against its cost."""
-    yardstick = groups[0].yardstick
-    every = [_drawn(groups, metric, name) for metric, name in yardstick.drawn.items()]
+    """Draw `groups` to `path`: scores over epochs and time, with a band over the seeds, and last scores over costs."""
+    comparison = groups[0].comparison
+    every = [_drawn(groups, metric, name) for metric, name in comparison.drawn.items()]
     scores = [score for score in every if score.members]
     said = notes(groups)
     width = 2 * PANEL_WIDTH if len(scores) == 1 else 4 * NARROW
@@ -78,9 +78,11 @@ def compare_chart(groups: Sequence[Group], path: Path) -> None:
         _curves(by_epoch, score, [group.epochs for group in score.groups], "epoch")
         times = [[value / unit for value in group.seconds()] for group in score.groups]
         _curves(by_time, score, times, f"{name} of training")
-        _points(by_params, score, [group.first.params for group in score.groups], yardstick.params)
-        _points(by_work, score, [group.first.multiply_adds for group in score.groups], f"{yardstick.work} of one image")
-    # The first score is one that every group has.
+        _points(by_params, score, [group.first.params for group in score.groups], comparison.params)
+        _points(
+            by_work, score, [group.first.multiply_adds for group in score.groups], f"{comparison.work} of one image"
+        )
+    # Every group has the first score.
     _legend(figure, panels[0][0], labels, columns, "; ".join(said))
     save_figure(figure, path)
 
@@ -103,13 +105,13 @@ def _fitting(width: float) -> int:
 
 
 def _legend_line(group: Group, most: int) -> str:
-    """The group's name and its scores after the last epoch; the name is cut so that both have `most` characters."""
+    """The group's name and its last scores; the name is cut so that the line has at most `most` characters."""
     scores = _scores(group)
     return f"{shortened(group.label, most - len(scores) - 3)}   {scores}"
 
 
 def _scores(group: Group) -> str:
-    columns = [column for column in group.yardstick.shares if group.measures(column.metric)]
+    columns = [column for column in group.comparison.shares if group.measures(column.metric)]
     texts = [spread_text(group.along(column.metric)[-1], column.text) for column in columns]
     if len(texts) == 1:
         return texts[0]
@@ -134,7 +136,7 @@ def _curves(axes: Axes, score: _Drawn, across: Sequence[Sequence[float]], title:
             marker=marker,
             ms=5,
             mfc=color if group.first.finished else PAPER,
-            # The last epoch is marked.
+            # So that the last epoch has a marker.
             markevery=((len(spreads) - 1) % every, every),
         )
         low, high = [100 * spread.low for spread in spreads], [100 * spread.high for spread in spreads]
@@ -151,7 +153,7 @@ def _curves(axes: Axes, score: _Drawn, across: Sequence[Sequence[float]], title:
 
 
 def _window(score: _Drawn) -> tuple[float, float]:
-    """Where the scores of curves are worth seeing: without the steep beginning of long runs."""
+    """The range of scores to show: without the steep beginning of long runs."""
     curves = [group.along(score.metric) for group in score.groups]
     if max(map(len, curves)) < LONG_RUN:
         low = min(100 * spread.low for curve in curves for spread in curve)

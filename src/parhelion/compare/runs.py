@@ -8,8 +8,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from parhelion.compare.costs import costs
-from parhelion.compare.yardsticks import YARDSTICKS, Column, Yardstick
+from parhelion.compare.comparison import CLASSIFICATION, COMPARISONS, Column, Comparison, costs
 from parhelion.data.identity import place
 from parhelion.errors import UserError
 from parhelion.files.run_folder import (
@@ -24,13 +23,13 @@ from parhelion.files.run_folder import (
     saved_recipe,
 )
 
-# What two runs may differ in and still be the same but for chance.
-SAME_IN_OTHER_WORDS = ("seed", *FREE)
-# A name tells so many differences between two runs of one model; where there are more, it is the folder's.
+# Fields in which runs of one group may differ: the seed, and what has no influence on the result.
+OF_CHANCE = ("seed", *FREE)
+# A label lists so many fields in which two runs of one model differ; with more differences it names the folder.
 DIFFERENCES_TOLD = 3
-# What every epoch of every run has, besides what its task is measured by.
+# What every epoch of every run has, besides the metrics of its task.
 NEEDED = ("epoch", "seconds", "images_per_second")
-# What differs in an epoch that is repeated.
+# What differs between two runs of one recipe and seed.
 TIMES = ("seconds", "images_per_second", "data_wait_seconds")
 MISSING = "-"
 
@@ -41,27 +40,27 @@ class Run:
 
     folder: Path
     recipe: Mapping[str, Any]
-    # What tells the weights that it began with from others, but for chance; None: it began afresh.
+    # What identifies its initial weights, whatever their seed, see `_start`; None for a run started from scratch.
     start: Any
-    # One for each epoch done, at least one.
+    # Metrics of each complete epoch, of at least one.
     rows: tuple[Mapping[str, Any], ...]
     finished: bool
     params: int
-    # Of one image as it is evaluated; of a detector, the backbone's.
+    # For one image in evaluation; those of a detector's backbone.
     multiply_adds: int
-    # CPU and GPUs; None where the folder does not tell.
+    # CPU and GPUs; None if unknown.
     machine: str | None
 
     @property
-    def task(self) -> str:
-        """What it was trained for."""
-        return _task(self.recipe)
+    def comparison(self) -> Comparison:
+        """What it is compared by."""
+        return COMPARISONS[_task(self.recipe)]
 
     @property
     def name(self) -> str:
         """The model; of a detector, its kind and its backbone."""
         model = str(self.recipe["model"])
-        if self.task == "classification":
+        if self.comparison is CLASSIFICATION:
             return model
         return f"{'mask_rcnn' if self.recipe.get('masks', True) else 'faster_rcnn'} {model}"
 
@@ -83,9 +82,9 @@ class Spread:
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """Runs that differ by nothing but chance: the seed, that of the weights they began with, and where images lay.
+    """Runs that differ in chance alone: their seeds, the seeds of their initial weights, and the images' folder.
 
-    All have done the same epochs.
+    All have the same number of epochs.
     """
 
     label: str
@@ -93,29 +92,29 @@ class Group:
 
     @property
     def first(self) -> Run:
-        """Stands for what all have in common."""
+        """A run that stands for what all have in common."""
         return self.runs[0]
 
     @property
-    def yardstick(self) -> Yardstick:
+    def comparison(self) -> Comparison:
         """What it is compared by."""
-        return YARDSTICKS[self.first.task]
+        return self.first.comparison
 
     @property
     def epochs(self) -> list[int]:
-        """Numbers of the epochs done."""
+        """The numbers of its epochs."""
         return [row["epoch"] for row in self.first.rows]
 
     def measures(self, name: str) -> bool:
-        """Whether its runs have the metric `name`: a Faster R-CNN has none of masks."""
-        return name in self.yardstick.needed(self.first.recipe)
+        """Whether its runs have the metric `name`: a Faster R-CNN has no mask metrics."""
+        return name in self.comparison.needed(self.first.recipe)
 
     def along(self, name: str) -> list[Spread]:
         """The metric `name` after each epoch."""
         return [Spread.of(row[name] for row in rows) for rows in zip(*(run.rows for run in self.runs), strict=True)]
 
     def seconds(self) -> list[float]:
-        """Mean time that training took up to the end of each epoch."""
+        """Mean time of training up to the end of each epoch."""
         return list(accumulate(spread.mean for spread in self.along("seconds")))
 
     def best(self, name: str) -> Spread:
@@ -127,15 +126,15 @@ class Group:
         return fmean(spread.mean for spread in self.along("images_per_second"))
 
     def as_dict(self) -> dict[str, Any]:
-        """What the table says, exactly, ready for JSON."""
-        told = self.yardstick.needed({})
+        """The numbers of the table, not rounded, ready for JSON."""
+        told = self.comparison.needed({})
         last = {name: asdict(self.along(name)[-1]) if self.measures(name) else None for name in told}
-        drawn = self.yardstick.drawn
+        drawn = self.comparison.drawn
         best = {f"best_{name}": asdict(self.best(name)) if self.measures(name) else None for name in drawn}
         return {
             "label": self.label,
             "folders": [str(run.folder) for run in self.runs],
-            "task": self.first.task,
+            "task": self.comparison.task,
             "model": self.first.recipe["model"],
             "seeds": [run.recipe["seed"] for run in self.runs],
             "epochs": self.epochs[-1],
@@ -150,10 +149,10 @@ class Group:
 
 
 def read_runs(folders: Sequence[Path], note: Callable[[str], None] | None = None) -> list[Run]:
-    """The runs in `folders`, all of one task, that say something: those with an epoch, and of equal ones the first.
+    """The runs in `folders`, without those that have no epoch yet and without copies.
 
-    note: hears a sentence about each run that is left out.
-    Raises UserError for runs of several tasks, for one that is named twice or is damaged, and where none has an epoch.
+    note: Hears a sentence about each run that is left out.
+    Raises UserError for runs of several tasks, a damaged run, a run named twice, and where no run has an epoch.
     """
     say = note or (lambda _: None)
     seen: set[Path] = set()
@@ -167,16 +166,17 @@ def read_runs(folders: Sequence[Path], note: Callable[[str], None] | None = None
             say(f"{folder} is left out: it has not done an epoch yet")
     runs = [read_run(folder) for folder in begun or folders]
     for run in runs:
-        if run.task != runs[0].task:
+        ours, theirs = runs[0].comparison.task, run.comparison.task
+        if ours != theirs:
             raise UserError(
-                f"the run {runs[0].folder} is one of {runs[0].task} and {run.folder} one of {run.task}, which have no "
-                "score in common; compare those of one task at a time"
+                f"the run {runs[0].folder} is one of {ours} and {run.folder} one of {theirs}, which have no score in "
+                "common; compare those of one task at a time"
             )
     return _without_copies(runs, say)
 
 
 def _without_copies(runs: Sequence[Run], say: Callable[[str], None]) -> list[Run]:
-    """`runs` without those that say what another one says: a copied folder, or a repetition, is no further seed."""
+    """`runs` without repetitions: a copied folder, or a second run of one recipe and seed, is no further seed."""
     kept: dict[str, Run] = {}
     for run in runs:
         rows = [{name: value for name, value in row.items() if name not in TIMES} for row in run.rows]
@@ -194,15 +194,15 @@ def read_run(folder: Path) -> Run:
         raise UserError(f"the folder {folder} holds no run; name a folder that parhelion train wrote")
     recipe = saved_recipe(folder)
     task = _task(recipe)
-    if task not in YARDSTICKS:
+    if task not in COMPARISONS:
         raise UserError(
-            f"the run {folder} is one of {task}; parhelion compare takes runs of {' and '.join(YARDSTICKS)}"
+            f"the run {folder} is one of {task}; parhelion compare takes runs of {' and '.join(COMPARISONS)}"
         )
     lacking = [name for name in ("model", "seed", "epochs", "data") if name not in recipe]
     if lacking:
         raise UserError(f"the recipe of the run {folder} lacks {', '.join(lacking)}")
-    rows = _rows(folder, YARDSTICKS[task], recipe)
-    params, count = costs(folder)
+    rows = _rows(folder, COMPARISONS[task], recipe)
+    params, count = costs(COMPARISONS[task], folder)
     whole = rows[-1]["epoch"] >= recipe["epochs"]
     return Run(
         folder=folder,
@@ -217,9 +217,9 @@ def read_run(folder: Path) -> Run:
 
 
 def grouped(runs: Sequence[Run]) -> list[Group]:
-    """`runs` in groups that differ by chance only, in the order of their first members.
+    """`runs` in groups of runs that differ in chance alone, in the order of their first members.
 
-    A group is named by its model, and by what tells it from the other groups of that model.
+    The label of a group is its model, with what differs from the other groups of that model.
     """
     together: dict[str, list[Run]] = {}
     for run in runs:
@@ -230,11 +230,11 @@ def grouped(runs: Sequence[Run]) -> list[Group]:
 
 
 def table(groups: Sequence[Group]) -> list[tuple[str, ...]]:
-    """The headings, then a row for each of `groups`; a number that none of them has is left out."""
-    yardstick = groups[0].yardstick
-    columns = [column for column in yardstick.columns if any(group.measures(column.metric) for group in groups)]
-    costs = (yardstick.params, yardstick.work, "time")
-    headings = ("run", "seeds", "epochs", *(column.heading for column in columns), *costs)
+    """The headings, then a row for each of `groups`; a score that none of them has is left out."""
+    comparison = groups[0].comparison
+    columns = [column for column in comparison.columns if any(group.measures(column.metric) for group in groups)]
+    titles = (comparison.params, comparison.work, "time")
+    headings = ("run", "seeds", "epochs", *(column.heading for column in columns), *titles)
     return [headings, *(_cells(group, columns) for group in groups)]
 
 
@@ -246,7 +246,7 @@ def spread_text(spread: Spread, text: Callable[[float], str]) -> str:
 
 
 def notes(groups: Sequence[Group]) -> list[str]:
-    """What a reader of the table must know to compare fairly."""
+    """What a reader must know to compare fairly."""
     runs = [run for group in groups for run in group.runs]
     said = []
     if any(len(group.runs) > 1 for group in groups):
@@ -288,20 +288,22 @@ def _task(recipe: Mapping[str, Any]) -> str:
     return str(recipe.get("task", "classification"))
 
 
-def _rows(folder: Path, yardstick: Yardstick, recipe: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
-    needed = (*NEEDED, *yardstick.needed(recipe))
+def _rows(folder: Path, comparison: Comparison, recipe: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
+    needed = (*NEEDED, *comparison.needed(recipe))
     rows = metrics_rows(folder)
     if not rows:
         raise UserError(f"the run {folder} has not done an epoch yet: its {METRICS} is empty or missing")
     for number, row in enumerate(rows, start=1):
         bad = [name for name in needed if not isinstance(row.get(name), int | float)]
         if bad:
-            raise UserError(f"line {number} of {folder / METRICS} is no row of {yardstick.row}: {bad[0]} is no number")
+            raise UserError(
+                f"line {number} of {folder / METRICS} is no row of a {comparison.task}: {bad[0]} is no number"
+            )
     return tuple(rows)
 
 
 def _last_update(folder: Path) -> int:
-    """The last update whose loss was noted; 0 where that cannot be told."""
+    """The last update whose loss was recorded; 0 if unknown."""
     try:
         return json.loads((folder / LOSSES).read_text(encoding="utf-8").splitlines()[-1])["update"]
     except (OSError, ValueError, LookupError, TypeError):
@@ -317,10 +319,10 @@ def _machine(folder: Path) -> str | None:
 
 
 def _start(recipe: Mapping[str, Any]) -> Any:
-    """What tells the weights that a run of `recipe` began with from others, but for chance; None: it began afresh.
+    """What identifies the initial weights of a run, whatever their seed; None for a run started from scratch.
 
-    That is the recipe of the run that they are of and how far it came; where no such run is there, what --init-from
-    was given. Seeds of one recipe may each begin with a backbone of their own seed.
+    Weights of another run are identified by its recipe and its number of epochs, so that each seed may start from a
+    backbone of its own seed; other weights by what --init-from was given.
     """
     given = recipe.get("init_from")
     path = _begun_in(recipe) / Path(given or "").expanduser()
@@ -334,12 +336,12 @@ def _start(recipe: Mapping[str, Any]) -> Any:
 
 
 def _without_chance(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    kept = {name: value for name, value in recipe.items() if name not in SAME_IN_OTHER_WORDS}
+    kept = {name: value for name, value in recipe.items() if name not in OF_CHANCE}
     return {**kept, "data": _data(recipe)}
 
 
 def _data(recipe: Mapping[str, Any]) -> str:
-    """The source of the images, the same for all its spellings."""
+    """The source of the images, the same however it is spelled."""
     return place(str(recipe["data"]), _begun_in(recipe))
 
 
@@ -348,7 +350,7 @@ def _begun_in(recipe: Mapping[str, Any]) -> Path:
 
 
 def _recipe(run: Run) -> dict[str, Any]:
-    """What makes a run what it is."""
+    """The recipe of a run without what is chance, and its initial weights."""
     return {**_without_chance(run.recipe), "choices": sorted(run.recipe.get("choices", ())), "init_from": run.start}
 
 
@@ -371,7 +373,7 @@ def _label(members: Sequence[Run], firsts: Sequence[Run]) -> str:
 def _differ(name: str, run: Run, other: Run) -> bool:
     own, theirs = _recipe(run), _recipe(other)
     if name == "init_from" and own["choices"] != theirs["choices"]:
-        # Weights of other choices are of another network, which goes without saying.
+        # Another network needs other initial weights, which the label need not say.
         own, theirs = ({name: _without_choices(run.start)} for run in (run, other))
     return own[name] != theirs.get(name)
 
@@ -382,7 +384,7 @@ def _without_choices(start: Any) -> Any:
 
 def _told(name: str, members: Sequence[Run], kin: Sequence[Run]) -> str:
     if name == "choices":
-        # They say their names themselves.
+        # A choice is text that begins with its name.
         own, *others = (run.recipe.get(name, ()) for run in (members[0], *kin))
         return ", ".join(choice for choice in own if not all(choice in theirs for theirs in others))
     value = members[0].recipe.get(name)

@@ -106,6 +106,17 @@ def open_image(
         return image
 
 
+def try_open_image(
+    file: str | Path | BinaryFile, in_chans: int = 3, *, name: str | None = None, exif: Exif = "upright"
+) -> "Image.Image | BadImage":
+    """What `open_image` returns, or the BadImage that it raises, to be passed on as data."""
+    try:
+        return open_image(file, in_chans, name=name, exif=exif)
+    except BadImage as bad:
+        # A traceback would keep the file's bytes alive.
+        return bad.with_traceback(None)
+
+
 def _read(file: BinaryFile, in_chans: int, exif: Exif, exif_block: bytes | None = None) -> Image.Image:
     """The image in `file`; its EXIF block, where that is not in the file. Raises whatever Pillow does."""
     with opened(file) as image:

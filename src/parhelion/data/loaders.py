@@ -108,8 +108,9 @@ def build_loader(
     UserError.
     """
     share = share or Share()
-    if batch < 1 or workers < 0:
-        raise UserError(f"batch is {batch} and workers is {workers}, but they should be at least 1 and 0")
+    for name, value, least in (("batch", batch, 1), ("workers", workers, 0)):
+        if value < least:
+            raise UserError(f"{name} is {value}; it must be at least {least}")
     if train and batch % (share.processes * share.parts):
         raise UserError(
             f"batch is {batch}, but it must be a multiple of {share.processes * share.parts} to be shared evenly "

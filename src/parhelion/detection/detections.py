@@ -1,4 +1,4 @@
-"""What a detector found in an image, and the forms in which others want it."""
+"""`Found`: the objects in one image, and their forms for COCO and for supervision."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# A true mask is kept with this many pixels a side of its box: fine enough to be looked at.
+# Pixels along each side of its box that a true mask is kept with: fine enough for a picture.
 TRUE_MASK_PX = 112
 
 
@@ -75,7 +75,7 @@ class Found:
         return entries
 
     def as_supervision(self, class_names: Sequence[str]) -> Detections:
-        """The same as `supervision.Detections`: class_id is the label less one, data["class_name"] its name.
+        """The objects as `supervision.Detections`: class_id is the label less one, data["class_name"] its name.
 
         The masks are a `CompactMask`: run lengths around the boxes, never a stack of images.
         Raises UserError where a label has no name, or the package supervision is missing.

@@ -1,9 +1,9 @@
-"""Pictures of a detector: what it found in an image, a sheet beside the truth, curves of its training."""
+"""The pictures of a detection run: learning curves, a sheet of detections beside the truth, detections on an image."""
 
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -12,30 +12,53 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor
 
-from parhelion.detection.detections import Found
+from parhelion.data.annotated.coco import CocoImages
+from parhelion.data.annotated.instances import Instances
+from parhelion.data.annotated.mask_drawing import View, each_drawn
+from parhelion.data.annotated.transforms import detection_eval_transform
+from parhelion.data.images import BadImage
+from parhelion.detection.detections import Found, truth
 from parhelion.detection.masks import Patch, patch
+from parhelion.detection.saved import Detector
+from parhelion.detection.scores import found_in
 from parhelion.errors import UserError
-from parhelion.files.drawing import AMBER, BLUE, FAINT, GREEN, INK, dress, new_figure, save_figure, short
+from parhelion.files.drawing import (
+    AMBER,
+    BLUE,
+    FAINT,
+    GREEN,
+    INK,
+    draw_curve,
+    dress_curves,
+    new_figure,
+    save_figure,
+    short,
+)
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from PIL.Image import Image
     from PIL.ImageDraw import ImageDraw
     from PIL.ImageFont import FreeTypeFont
 
+# Names of the files in a run's folder.
+CURVES = "learning_curves.png"
+SHEET = "detections.png"
 # A picture whose longer side has fewer pixels is enlarged by a whole number until it has as many.
 READABLE_PX = 800
-# Shares of the longer side, and of the height of the text.
+# Height of the text as a share of the longer side; width of a line as a share of the text's height.
 TEXT, LINE = 1 / 45, 1 / 7
 MASK_OPACITY = 0.45
 LONGEST_NAME = 24
 # A sheet, in inches: the width of a picture and its greatest height, the space between two, the lines of text.
 PICTURE, TALLEST, GAP, CAPTION, TITLE = 3.6, 5.0, 0.12, 0.26, 0.42
+# Images of a sheet.
 PAIRS = 8
+# Longer side at which true masks are drawn: a sheet shows no more.
+MASK_PX = 1024
 SHEET_DOTS, SHEET_TEXT_PX = 200, 20
-# The metrics of a validation, the colour and the dashes of each one's curve.
-CURVES = {
+# The metrics whose curves are drawn: name, colour and dashes of each.
+LOOKS = {
     "box_ap": ("box AP", BLUE, "-"),
     "box_ap50": ("box AP50", BLUE, ":"),
     "mask_ap": ("mask AP", GREEN, "-"),
@@ -54,14 +77,30 @@ class Pair:
     found: Found
 
 
+def draw_sheet(detector: Detector, images: CocoImages, path: Path, title: str) -> None:
+    """Draw to `path` the annotated and the found objects in eight of `images`, evenly spaced."""
+    pairs: list[Pair] = []
+    for number in np.linspace(0, len(images) - 1, min(PAIRS, len(images))).astype(int).tolist():
+        image, instances, _ = images[number]
+        if isinstance(image, BadImage):
+            continue
+        target = instances.target(masks=False)
+        tensor, seen = detection_eval_transform()(image, instances)
+        ((found,),) = found_in(detector.model, [{"image": [tensor], "target": [seen]}])
+        masks = _small_masks(instances) if detector.masks else None
+        true = truth(instances.image_id, instances.size, target["boxes"], target["labels"], masks)
+        pairs.append(Pair(image=image, truth=true, found=found))
+    if pairs:
+        detection_sheet(pairs, detector.class_names, path, title)
+
+
 def draw_found(
     image: Image, found: Found, class_names: Sequence[str], *, min_score: float = 0.5, top: int = 50
 ) -> Image:
-    """`image` with the best `top` of those that score at least `min_score`: masks, boxes, names and scores in percent.
+    """`image` with the best `top` objects that score at least `min_score`: masks, boxes, names and scores in percent.
 
-    Comes back as RGB; a small image is enlarged by a whole number, so that the names can be read. A class
-    has one colour in every picture. Raises UserError where `image` has not the size of `found`, or a label has
-    no name.
+    The picture is RGB. A small image is enlarged by a whole number, so that names can be read. A class has the same
+    colour in every picture. Raises UserError where `image` and `found` differ in size, or a label has no name.
     """
     longer = max(image.size)
     scale = max(1, -(-READABLE_PX // longer))
@@ -72,9 +111,9 @@ def draw_found(
 def detection_sheet(
     pairs: Sequence[Pair], class_names: Sequence[str], path: Path, title: str, *, min_score: float = 0.5
 ) -> None:
-    """Draw at most the first eight `pairs` to `path`: the truth left, what was found with `min_score` right.
+    """Draw at most eight `pairs` to `path`: the truth on the left, on the right what was found with `min_score`.
 
-    The pairs stand in two columns, each next one where there is more room. Raises UserError without a pair.
+    The pairs stand in two columns, each where the column is shorter. Raises UserError without a pair.
     """
     if not pairs:
         raise UserError("there is no image to draw a sheet of detections from")
@@ -99,20 +138,28 @@ def detection_sheet(
     save_figure(figure, path)
 
 
-def detection_curves(rows: Sequence[Mapping[str, float]], path: Path, title: str) -> None:
+def learning_curves(rows: Sequence[Mapping[str, float]], path: Path, title: str) -> None:
     """Draw the training loss and average precision over the epochs of metrics.jsonl's `rows` to `path`.
 
-    An epoch without a validation, or without a number of it, has no point on that curve.
+    A curve has no point at an epoch that lacks its number.
     """
     figure = new_figure(10.0, 4.2, title)
     loss, precision = figure.subplots(1, 2)
-    _curve(loss, rows, "train_loss", 1.0, ("training", AMBER, "-"))
-    _dress(loss, "loss", rows)
-    for key, (name, color, dashes) in CURVES.items():
-        values = [row[key] for row in rows if key in row]
-        if values:
-            _curve(precision, rows, key, 100.0, (f"{name}, {100 * values[-1]:.1f}% at last", color, dashes))
-    _dress(precision, "validation AP, %", rows)
+    epochs = [row["epoch"] for row in rows]
+    draw_curve(loss, *_known(rows, "train_loss"), color=AMBER, name="training")
+    for key, (name, color, dashes) in LOOKS.items():
+        known, values = _known(rows, key)
+        if known:
+            percent = [100 * value for value in values]
+            draw_curve(
+                precision, known, percent, color=color, dashes=dashes, name=f"{name}, {percent[-1]:.1f}% at last"
+            )
+    for axes, label in ((loss, "loss"), (precision, "validation AP, %")):
+        dress_curves(axes, label, epochs)
+        axes.set_ylim(bottom=0)
+    if not precision.get_lines():
+        precision.set_yticks([])
+        precision.text(0.5, 0.5, "no validation yet", transform=precision.transAxes, ha="center", color=FAINT)
     save_figure(figure, path)
 
 
@@ -258,22 +305,14 @@ def _show(figure: Figure, picture: Image, caption: str, left: float, top: float)
     axes.set_title(caption, color=INK, size=9, loc="left", pad=3)
 
 
-def _curve(axes: Axes, rows: Sequence[Mapping[str, float]], key: str, scale: float, look: tuple[str, str, str]) -> None:
-    name, color, dashes = look
-    there = [row for row in rows if key in row]
-    across, values = [row["epoch"] for row in there], [scale * row[key] for row in there]
-    axes.plot(across, values, color=color, ls=dashes, lw=2, marker="o", ms=4, label=name)
+def _known(rows: Sequence[Mapping[str, float]], key: str) -> tuple[list[float], list[float]]:
+    """The epochs whose rows have the metric `key`, and its values."""
+    known = [row for row in rows if key in row]
+    return [row["epoch"] for row in known], [row[key] for row in known]
 
 
-def _dress(axes: Axes, label: str, rows: Sequence[Mapping[str, float]]) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    dress(axes, label, "epoch")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    axes.set_xlim(rows[0]["epoch"] - 0.3, rows[-1]["epoch"] + 0.3)
-    axes.set_ylim(bottom=0)
-    if axes.get_lines():
-        axes.legend(frameon=False, labelcolor=INK)
-    else:
-        axes.set_yticks([])
-        axes.text(0.5, 0.5, "no validation yet", transform=axes.transAxes, ha="center", color=FAINT)
+def _small_masks(instances: Instances) -> Iterator[Tensor]:
+    """The masks of the objects, one at a time: those of a large photograph together would fill the memory."""
+    scale = min(1.0, MASK_PX / max(instances.size))
+    h, w = (max(1, round(side * scale)) for side in instances.size)
+    return each_drawn(instances.objects().segmentations, View.whole(instances.size, scaled=(h, w)))

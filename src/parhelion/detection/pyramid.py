@@ -6,18 +6,18 @@ from typing import Any, Literal, cast
 import timm
 import torch
 from timm.layers import Format, freeze_batch_norm_2d
-from timm.models._features import FeatureGetterNet
 from torch import nn
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
 
 from parhelion.errors import UserError, nearest
-from parhelion.models.catalog import check_choices, create_model
-from parhelion.models.resnet import ResNet
+from parhelion.models.catalog import check_choices, create_model, feature_maps
+from parhelion.models.resnet import ResNet, network_in
+from parhelion.models.timm_features import FeatureMaps
 from parhelion.shapes import Float, Tensor
 
 TIMM = "timm:"
 FIRST_REDUCTION, LAST_REDUCTION = 4, 32
-# What a backbone must take, being one that takes images of all sizes: 5 and 7 pixels of the coarsest map.
+# Size (h, w) of the image that shows whether a backbone takes any size: 5 and 7 pixels of the coarsest map.
 PROBE_PX = 160, 224
 Norm = Literal["batch", "frozen"]
 
@@ -52,13 +52,18 @@ class Pyramid(nn.Module):
         return {name: at_least_float32(features) for name, features in pyramid.items()}
 
     @property
-    def parts(self) -> list[nn.Module]:
-        """What can be frozen, from the image on: what comes before the first stage, then each stage.
+    def network(self) -> ResNet | None:
+        """The Parhelion network whose maps these are; None for another backbone."""
+        return network_in(self.body)
 
-        Nothing where the order of the backbone's layers is not known.
+    @property
+    def parts(self) -> list[nn.Module]:
+        """What can be frozen, in order: the layers before the first stage, then each stage.
+
+        Empty if the order of the backbone's layers is unknown.
         """
-        if isinstance(self.body, FeatureGetterNet):
-            return self.body.model.parts if isinstance(self.body.model, ResNet) else []
+        if self.network is not None:
+            return self.network.parts
         ends = set(getattr(self.body, "return_layers", ()))
         if not ends:
             return []
@@ -74,13 +79,22 @@ class Pyramid(nn.Module):
     @property
     def bottlenecks(self) -> list[nn.Module]:
         """The residual blocks of a Parhelion backbone; of another one, its children."""
-        if isinstance(self.body, FeatureGetterNet) and isinstance(self.body.model, ResNet):
-            return list(self.body.model.bottlenecks)
+        if self.network is not None:
+            return list(self.network.bottlenecks)
         return [module for module in self.body.children() if any(True for _ in module.parameters())]
 
+    def has_tables_for(self, image_size: tuple[int, int]) -> bool:
+        """Whether the backbone's tables of global attention, if it has any, are made for `image_size` (h, w)."""
+        return self.network is None or self.network.has_tables_for(image_size)
+
+    def resize(self, *, image_size: tuple[int, int]) -> None:
+        """Interpolate the backbone's tables of global attention, if it has any, for images of `image_size` (h, w)."""
+        if self.network is not None:
+            self.network.resize(image_size=image_size)
+
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Let the backbone keep less for the backward pass. Raises UserError where it cannot."""
-        body: Any = self.body.model if isinstance(self.body, FeatureGetterNet) else self.body
+        """Let the backbone keep less for the backward pass. Raises UserError if it cannot."""
+        body: Any = self.body.model if isinstance(self.body, FeatureMaps) else self.body
         if enable or hasattr(body, "set_grad_checkpointing"):
             if not hasattr(body, "set_grad_checkpointing"):
                 raise UserError(f"recompute is set, but {type(body).__name__} cannot compute its blocks again")
@@ -92,8 +106,8 @@ def named_backbone(
 ) -> nn.Module:
     """The maps of a model by name: one of `parhelion.list_models()`, or `timm:NAME` for one of timm's.
 
-    Maps finer than 1/4 and coarser than 1/32 of the image are left out, and where two are of one size the later stays.
-    Raises UserError for a name, or a choice, that there is not, and for a model without such maps.
+    Maps finer than 1/4 and coarser than 1/32 of the image are left out; of two maps of one size the later stays. Raises
+    UserError for an unknown name or choice, and for a model without such maps.
     """
     if name.startswith(TIMM):
         return _timm_backbone(name.removeprefix(TIMM), in_chans=in_chans, drop_path=drop_path, choices=choices)
@@ -101,8 +115,8 @@ def named_backbone(
     arguments = {"in_chans": in_chans, "image_size": image_px, "drop_path": drop_path, **choices}
     whole = cast("ResNet", create_model(name, num_classes=0, **arguments))
     indices = _indices(name, [info["reduction"] for info in whole.feature_info])
-    # What create_model does for features_only, for indices that only the built model tells.
-    return FeatureGetterNet(whole, out_indices=indices)
+    # Not by `features_only`: which maps there are is known once the model is built.
+    return feature_maps(whole, indices)
 
 
 def _timm_backbone(name: str, *, in_chans: int, drop_path: float, choices: Mapping[str, Any]) -> nn.Module:
@@ -124,7 +138,7 @@ def _timm_backbone(name: str, *, in_chans: int, drop_path: float, choices: Mappi
 
 
 def _check_any_size(name: str, body: nn.Module, in_chans: int) -> None:
-    """Raise UserError where `body` is for images of one size, or of certain ones, only."""
+    """Raise UserError unless `body` takes images of any size."""
     h, w = PROBE_PX
     try:
         with torch.no_grad():

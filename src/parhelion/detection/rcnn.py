@@ -24,9 +24,9 @@ ANCHOR_SIDE = 8
 ASPECTS = (0.5, 1.0, 2.0)
 BOX_CELLS, MASK_CELLS = 7, 14
 MASK_LAYERS = 4
-# Of torchvision's arguments those that are said otherwise here, and what it would pass on unread.
-SAID_OTHERWISE = {"backbone", "num_classes", "min_size", "max_size", "kwargs"}
-SETTINGS = {*signature(FasterRCNN).parameters} - SAID_OTHERWISE
+# torchvision's arguments that have another form here, and those that it would pass on unread.
+REPLACED = {"backbone", "num_classes", "min_size", "max_size", "kwargs"}
+SETTINGS = {*signature(FasterRCNN).parameters} - REPLACED
 
 
 def mask_rcnn(
@@ -102,7 +102,7 @@ def faster_rcnn(
 
 
 class _Trainee:
-    """What a recipe asks of a network that it trains, see `runs.setup.Trainee`: that of the backbone."""
+    """What a recipe needs of a network to train it, see `runs.setup.Trainee`; the backbone provides it."""
 
     backbone: Pyramid
 
@@ -183,7 +183,7 @@ def _shared(
     norm: Norm,
     norm_heads: bool,
 ) -> tuple[Pyramid, dict[str, Any]]:
-    """The pyramid, and what both kinds of R-CNN are built with besides."""
+    """The pyramid, and the other arguments that both kinds of R-CNN are built with."""
     if num_classes < 1:
         raise UserError(f"num_classes is {num_classes}, but a detector needs at least one kind of object")
     if norm not in get_args(Norm):
@@ -191,7 +191,7 @@ def _shared(
     given = dict(settings)
     choices, drop_path = given.pop("choices", {}), given.pop("drop_path", 0.0)
     for name in given:
-        # torchvision would pass over it in silence.
+        # torchvision would ignore it.
         if name not in SETTINGS:
             raise UserError(f"a detector has no setting {name!r}{nearest(name, SETTINGS)}")
     if isinstance(backbone, str):
@@ -225,7 +225,7 @@ def _finished(model: Any, image_px: int, pyramid: Pyramid) -> Any:
         max_size=image_px,
         image_mean=list(theirs.image_mean),
         image_std=list(theirs.image_std),
-        # Only so that every map is half as large as the one before; attention takes any size.
+        # Every map must be half as large as the one before; attention itself takes any size.
         size_divisible=pyramid.reductions[-1],
         _skip_resize=True,
     )

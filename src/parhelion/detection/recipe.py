@@ -65,14 +65,14 @@ class DetectionRecipe(Recipe):
     """How photos are read that EXIF says were taken with the camera turned; upright: turned as it says; stored: as
     their pixels are stored, for annotations made that way."""
     on_bad_annotation: Literal["refuse", "drop"] = "refuse"
-    """What to do with annotations that cannot be: refuse: stop and list them; drop: leave them out and count them;
+    """What to do with invalid annotations; refuse: stop and list them; drop: leave them out and count them;
     scores leave out only what cannot be scored."""
 
     def as_dict(self) -> dict[str, Any]:
         return {"task": self.task, **super().as_dict()}
 
     def detector(self, classes: int) -> dict[str, Any]:
-        """What `detection.saved.built` makes the network of; ready for JSON."""
+        """The arguments that `detection.saved.built` builds the network from, ready for JSON."""
         sizes = {"widths": [self.fpn_width, self.box_width, *([self.mask_width] if self.masks else [])]}
         return {
             "kind": "mask_rcnn" if self.masks else "faster_rcnn",

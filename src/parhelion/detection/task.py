@@ -20,11 +20,10 @@ from parhelion.data.identity import digest
 from parhelion.data.loaders import refuses
 from parhelion.data.samples import Share
 from parhelion.detection import scores
-from parhelion.detection.album import CURVES, SHEET, draw_sheet
 from parhelion.detection.initial import initialise_detector
-from parhelion.detection.plots import detection_curves
+from parhelion.detection.plots import CURVES, SHEET, draw_sheet, learning_curves
 from parhelion.detection.recipe import DetectionRecipe
-from parhelion.detection.saved import Detector, built, save_detector
+from parhelion.detection.saved import Detector, built
 from parhelion.errors import UserError
 from parhelion.models.adapt import Adaptation
 from parhelion.runs import trainer
@@ -199,16 +198,15 @@ class Detection(trainer.Task):
             for buffer in model.buffers():
                 buffer.copy_(broadcast(buffer))
         with parallel.agreed(accelerator):
-            found = scores.results(model, until_stopped(self._val_loader, stop), self.source.category_ids)
+            found = scores.outcome(model, until_stopped(self._val_loader, stop), self.source.category_ids)
         if accelerator.num_processes > 1:
-            parts = gather_object([found])
-            found = sum_of(parts)
+            found = scores.merged(gather_object([found]))
         metrics = found.scores(self.val_images, masks=self.recipe.masks, most=self.recipe.max_found).metrics()
         self._detector = replace(self.detector, epoch=epoch, metrics=metrics)
         return trainer.Scores(values=metrics, skipped=tuple(found.skipped))
 
     def save(self, path: Path) -> None:
-        save_detector(path, self.detector)
+        self.detector.save(path)
 
     def line(self, row: Mapping[str, Any]) -> str:
         kinds = ("box", "mask") if self.recipe.masks else ("box",)
@@ -217,7 +215,7 @@ class Detection(trainer.Task):
         )
 
     def draw(self, out: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-        detection_curves(rows, out / CURVES, self.title)
+        learning_curves(rows, out / CURVES, self.title)
         draw_sheet(self.detector, self.val_images, out / SHEET, self.title)
 
     def result(self) -> dict[str, Any]:
@@ -243,12 +241,3 @@ class Detection(trainer.Task):
             on_bad_image=recipe.on_bad_image,
             share=Share(**this_process(accelerator)),
         )
-
-
-def sum_of(parts: Sequence[scores.Results]) -> scores.Results:
-    """What several processes found together, in the order of the images' ids."""
-    together = scores.Results()
-    for part in parts:
-        together += part
-    together.entries.sort(key=lambda entry: entry["image_id"])
-    return together

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,6 +37,24 @@ def dress(axes: Axes, title: str, across: str) -> None:
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color(FAINT)
     axes.tick_params(color=FAINT, labelcolor=INK, left=False)
+
+
+def draw_curve(
+    axes: Axes, epochs: Sequence[float], values: Sequence[float], *, color: str, name: str, dashes: str = "-"
+) -> None:
+    """Draw `values` over `epochs`, a point for each, under a name for the legend."""
+    axes.plot(epochs, values, color=color, ls=dashes, lw=2, marker="o", ms=4, label=name)
+
+
+def dress_curves(axes: Axes, title: str, epochs: Sequence[float]) -> None:
+    """`dress` axes whose curves run over `epochs`; with a legend if there is a curve."""
+    from matplotlib.ticker import MaxNLocator
+
+    dress(axes, title, "epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.set_xlim(epochs[0] - 0.3, epochs[-1] + 0.3)
+    if axes.get_lines():
+        axes.legend(frameon=False, labelcolor=INK)
 
 
 def short(name: str, length: int) -> str:

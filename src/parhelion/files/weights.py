@@ -1,7 +1,7 @@
 """Weights on disk: safetensors, with a few facts about the model in the header. Pickles are never read."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -72,9 +72,17 @@ def read_header(path: Path) -> dict[str, str]:
         return file.metadata() or {}
 
 
-def read_saved(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The weights and facts that `save_weights` wrote to `path`; UserError says why a file is none of these."""
+def read_saved(
+    path: Path, *, kind: str = "saved network", needed: Sequence[str] = ()
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The weights and facts that `save_weights` wrote to `path`.
+
+    Raises UserError where it wrote no such file, or one of the facts `needed` is missing; then the file is no `kind`.
+    """
     facts = read_facts(path)
+    missing = [name for name in needed if name not in facts]
+    if missing:
+        raise UserError(f"{path} is no {kind}: its header lacks {', '.join(missing)}")
     return read_weights(path), facts
 
 

@@ -15,9 +15,9 @@ from parhelion.layers.tables import refitted_table
 from parhelion.models.catalog import TIMM_PREFIX
 from parhelion.models.resnet import ResNet
 
-# Names, in the one skeleton, of what may differ.
+# Names of the skeleton's tensors that may differ.
 FIRST_CONVOLUTION, CLASSIFIER, LAST_CONVOLUTION, COUNTER = "stem.0.weight", "head.fc.", "final.", "num_batches_tracked"
-# Choices of an operator that change what it computes and that no tensor shows for certain.
+# Choices of an operator that change what it computes, but that its tensors need not show.
 CHOICES = ("heads", "block", "halo", "border", "scale", "relative", "rows", "content", "position", "normalize_queries")
 
 Normalised: TypeAlias = tuple[Sequence[float], Sequence[float]]
@@ -35,20 +35,20 @@ class Pretrained:
     # By the names that our skeleton gives them.
     weights: Mapping[str, Tensor]
     architecture: str | None = None
-    # The network that the weights were trained in, on the meta device; None where the file does not tell.
+    # The network that the weights were trained in, on the meta device; None if unknown.
     model: ResNet | None = None
     class_names: tuple[str, ...] | None = None
-    # Mean and deviation, one number per channel, that the images were normalised with; None where nobody tells.
+    # Mean and deviation, one number per channel, that the images were normalised with; None if unknown.
     normalised: Normalised | None = None
     # From our names to those in the file, where they differ.
     names: Mapping[str, str] = field(default_factory=dict)
-    # What a model of timm may have otherwise than ours: 3x3 convolutions, and squeeze and excitation.
+    # Whether they are of a timm ResNet, whose 3x3 convolutions and squeeze and excitation may differ from ours.
     foreign: bool = False
 
 
 @dataclass(frozen=True)
 class Place:
-    """A tensor where it stands."""
+    """Name and shape of a tensor, in the weights or in the model."""
 
     name: str
     shape: tuple[int, ...]
@@ -56,7 +56,7 @@ class Place:
 
 @dataclass(frozen=True)
 class TensorReport:
-    """What became of one tensor: of the weights, of the model, or of both."""
+    """What became of one tensor of the weights, of the model, or of both."""
 
     fate: Fate
     how: str  # "" if it was loaded as it is
@@ -72,17 +72,17 @@ class TensorReport:
 
 @dataclass(frozen=True, kw_only=True)
 class Adaptation:
-    """What `adapt` did; every tensor of the weights and every tensor of the model stands in `tensors` once."""
+    """What `adapt` did; `tensors` holds every tensor of the weights and of the model once."""
 
     label: str
     architecture: str | None  # of the weights
-    choices: tuple[str, ...]  # of the network, that differ from those the weights were trained with
+    choices: tuple[str, ...]  # of the network that differ from those of the network behind the weights
     tensors: tuple[TensorReport, ...]
-    notes: tuple[str, ...] = ()  # what the user should know besides
+    notes: tuple[str, ...] = ()  # sentences for the user
 
     @property
     def counts(self) -> dict[Fate, int]:
-        """How many tensors met each fate."""
+        """The number of tensors with each fate."""
         counted = Counter(tensor.fate for tensor in self.tensors)
         return {fate: counted[fate] for fate in get_args(Fate)}
 
@@ -105,8 +105,7 @@ class Adaptation:
 def adapt(model: ResNet, pretrained: Pretrained, *, class_names: Sequence[str] | None = None) -> Adaptation:
     """Fill `model` in place from weights of its own architecture, and report every tensor.
 
-    The rule: every tensor of the model must be in the weights and the other way round, each in the same shape, but
-    for these.
+    The weights must hold exactly the tensors of the model, each in its shape, with these exceptions.
 
     * The classifier is kept where it has as many classes and, as far as both sides name them, the same ones in the
       same order. Otherwise it starts from zeros (arXiv 2103.12731, ImageNet-21k transfer), also where the weights
@@ -172,7 +171,7 @@ def _check_fit(
 
 
 def _apart(model: ResNet, pretrained: Pretrained, class_names: Sequence[str] | None) -> dict[str, str]:
-    """Names of tensors on either side that need no counterpart and are given none, each with the reason."""
+    """Names of tensors on either side that need no counterpart, each with the reason."""
     wanted, given = model.state_dict(), pretrained.weights
     names = [*wanted, *given]
     apart = {name: "the weights do not count" for name in wanted if name.endswith(COUNTER) and name not in given}
@@ -211,7 +210,7 @@ def _why_other_classifier(
 
 
 def _replaced(model: ResNet, given: Mapping[str, Tensor]) -> Iterator[tuple[str, str]]:
-    """Tensors of each spatial operator, and squeeze and excitation, that a ResNet of timm has otherwise."""
+    """Tensors of spatial operators and of squeeze and excitation that differ in a ResNet of timm, with the reason."""
     for path, module in model.named_modules():
         if not path.endswith((".operator", ".se")):
             continue
@@ -279,21 +278,21 @@ def _fitted_table(given: Tensor, wanted: Tensor, spare: tuple[int, int]) -> tupl
 
 
 def _fresh(name: str, wanted: Tensor) -> tuple[Tensor, str]:
-    """What a tensor without weights starts from, in one word too."""
+    """The initial value of a tensor without weights, and its description."""
     if name.startswith(CLASSIFIER):
         return torch.zeros_like(wanted), "zeros"
     return wanted, "as built"
 
 
 def _changed_choices(before: ResNet, after: ResNet) -> Iterator[str]:
-    """One phrase for every choice that differs, wherever it differs in the same way."""
+    """One phrase for each kind of difference between the operators' choices."""
     if before.network.act != after.network.act:
         yield f"act {before.network.act} -> {after.network.act}"
     changes = (
-        f"{choice} {getattr(old.operator, choice)} -> {getattr(new.operator, choice)}"
-        for old, new in zip(before.bottlenecks, after.bottlenecks, strict=False)
-        if type(old.operator) is type(new.operator)
+        f"{choice} {getattr(old, choice)} -> {getattr(new, choice)}"
+        for old, new in zip(before.operators, after.operators, strict=False)
+        if type(old) is type(new)
         for choice in CHOICES
-        if getattr(old.operator, choice, None) != getattr(new.operator, choice, None)
+        if getattr(old, choice, None) != getattr(new, choice, None)
     )
     yield from dict.fromkeys(changes)

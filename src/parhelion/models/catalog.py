@@ -6,7 +6,6 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from timm.models._features import FeatureGetterNet
 from torch import nn
 
 from parhelion.errors import UserError, nearest
@@ -17,6 +16,7 @@ from parhelion.models.halonet import HALONETS
 from parhelion.models.reference import run_on
 from parhelion.models.resnet import ResNet
 from parhelion.models.rows import Row
+from parhelion.models.timm_features import FeatureMaps
 from parhelion.models.trained import read_trained
 from parhelion.ops.implementation import Implementation
 
@@ -122,7 +122,7 @@ def create_model(
 def feature_maps(model: ResNet, out_indices: Sequence[int] | None) -> nn.Module:
     """`model` as a feature pyramid that returns the maps `out_indices`; all of them if None."""
     stages = len(model.feature_info)
-    pyramid = FeatureGetterNet(model, out_indices=out_indices if out_indices is not None else list(range(stages)))
+    pyramid = FeatureMaps(model, out_indices=out_indices if out_indices is not None else list(range(stages)))
     of_classes = ("num_classes", "label_names", "classifier")
     config = {key: value for key, value in model.pretrained_cfg.items() if key not in of_classes}
     pyramid.default_cfg = pyramid.pretrained_cfg = config

@@ -8,7 +8,7 @@ from parhelion.models.reference import reference
 
 
 def parameters(model: nn.Module) -> int:
-    """Trainable numbers of the model."""
+    """How many numbers the model's parameters hold, those of frozen parts included."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 

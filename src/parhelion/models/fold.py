@@ -1,4 +1,4 @@
-"""Getting a trained network ready to be used: what costs time only in training is folded away."""
+"""A trained network made ready for inference: what only training needs is folded away."""
 
 import copy
 from itertools import pairwise
@@ -16,13 +16,12 @@ def fold(model: nn.Module) -> nn.Module:
     """A copy of a network for inference: fewer passes over the maps, the same numbers up to rounding.
 
     Batch normalisations go into the convolutions before them, the logits' scale of halo attention into its query
-    projection, and weights are laid out channels-last. What follows an attention, or stands inside one, keeps its
-    normalisation: a shift of the values is no shift of the output where keys outside the image take part in the
-    softmax. The copy is in eval mode and wants no gradients; the model is left as it is.
+    projection, and weights are laid out channels-last. Normalisations inside or right after an attention stay: a shift
+    of the values is no shift of the output where keys outside the image take part in the softmax. The copy is in eval
+    mode and needs no gradients; the model is left as it is.
 
     Raises:
-        UserError: the model holds nothing that this function knows how to fold: it is not one of ours, or was
-            folded before.
+        UserError: there is nothing to fold: the model is not one of ours, or was folded before.
     """
     folded = copy.deepcopy(model).eval().requires_grad_(False)
     ours = any(isinstance(module, Bottleneck) for module in folded.modules())
@@ -35,7 +34,7 @@ def fold(model: nn.Module) -> nn.Module:
 
 
 def _fold_children(module: nn.Module) -> int:
-    """Fold what stands directly in `module`; how many foldings there were."""
+    """Fold the children of `module`; return the number of foldings."""
     if isinstance(module, HaloAttention):
         return _fold_scale(module)
     if isinstance(module, Bottleneck):

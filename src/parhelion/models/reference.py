@@ -16,13 +16,13 @@ Model = TypeVar("Model", bound=nn.Module)
 def reference(model: Model) -> Model:
     """A copy of `model` whose attention runs in plain PyTorch, without kernels of ours; `model` is left as it is.
 
-    For files that others open without this package (`torch.export`, `torch.jit.trace`), for second derivatives, and to
-    compare with. Parameters, names and results are the model's, results up to rounding; speed is not. Layers that
-    `accelerate` changed run on the reference of Parhelion, not on the code that they had before, so they still take
-    maps of any size; `decelerate` gives that code back. Our own models can be built so: `create_model(name,
-    impl="reference")`. An export to ONNX chooses the reference by itself.
+    For files that open without this package (`torch.export`, `torch.jit.trace`), for second derivatives, and to compare
+    with. Parameters and names are the model's, and so are results up to rounding; the copy is slower. Layers that
+    `accelerate` changed run on Parhelion's reference, not on the code that they had before, so they still take maps of
+    any size; `decelerate` gives that code back. `create_model(name, impl="reference")` builds one of our models this
+    way. An export to ONNX chooses the reference by itself.
 
-    Take the reference of a model first, and its feature extractor, its compiled or its traced form then.
+    First take the reference of a model, then make its feature extractor, or compile or trace it.
 
     Raises:
         UserError: `model` is not a torch.nn.Module.

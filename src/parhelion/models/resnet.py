@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from timm.layers import ClassifierHead
 from timm.models import checkpoint_seq
-from timm.models._features import feature_take_indices
 from torch import fx, nn
 
 from parhelion.layers import GlobalSelfAttention, HaloAttention
 from parhelion.layers.bottleneck import Bottleneck
 from parhelion.layers.operators import ACTIVATIONS, Activation, Operator
 from parhelion.layers.stems import StemKind, stem_convolution, stem_pool, stem_reduction
+from parhelion.models.timm_features import FeatureMaps, feature_take_indices
 from parhelion.shapes import Float, Tensor
 
 
@@ -119,6 +119,11 @@ class ResNet(nn.Module):
     def bottlenecks(self) -> list[Bottleneck]:
         """All residual blocks, from the image to the classifier."""
         return [module for module in self.stages.modules() if isinstance(module, Bottleneck)]
+
+    @property
+    def operators(self) -> list[nn.Module]:
+        """The spatial operator of every residual block: a convolution or an attention layer."""
+        return [bottleneck.operator for bottleneck in self.bottlenecks]
 
     def _init_convolutions(self) -> None:
         """Draw convolutions as ResNets do; attention layers have drawn their own."""
@@ -235,8 +240,8 @@ class ResNet(nn.Module):
         """
         sizes = itertools.chain(*self.network.sizes(image_size)) if image_size else itertools.repeat(None)
         changed: dict[str, Any] = {"img_size": image_size}
-        for bottleneck, size in zip(self.bottlenecks, sizes, strict=False):
-            operator = bottleneck.operator
+        # A network that was cut after its last map has fewer blocks than its description.
+        for operator, size in zip(self.operators, sizes, strict=False):
             if isinstance(operator, HaloAttention):
                 operator.resize(block=block, halo=halo)
                 changed |= {"block": block, "halo": halo}
@@ -244,6 +249,21 @@ class ResNet(nn.Module):
                 operator.resize(size)
         changed = {name: value for name, value in changed.items() if value is not None}
         self._model_args = {**getattr(self, "_model_args", {}), **changed}
+
+    def has_tables_for(self, image_size: tuple[int, int]) -> bool:
+        """Whether the tables of global attention, if there are any, are made for images of `image_size` (h, w)."""
+        sizes = itertools.chain(*self.network.sizes(image_size))
+        return all(
+            operator.size == size
+            for operator, size in zip(self.operators, sizes, strict=False)
+            if isinstance(operator, GlobalSelfAttention)
+        )
+
+
+def network_in(module: nn.Module) -> ResNet | None:
+    """The Parhelion network that `module` is, or that timm's feature extractor `module` wraps; None for others."""
+    inner = module.model if isinstance(module, FeatureMaps) else module
+    return inner if isinstance(inner, ResNet) else None
 
 
 @fx.wrap

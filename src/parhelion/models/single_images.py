@@ -10,9 +10,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 class SingleImages:
-    """What the batch norms of a network make of a batch of one image.
+    """Whether the batch norms of a network can learn from a batch of one image.
 
-    It is found out by a pass over a copy that has no memory: the last map is not the smallest one in every network.
+    A pass over a copy without memory finds out: in some networks the last map is not the smallest.
     """
 
     def __init__(

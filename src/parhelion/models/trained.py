@@ -1,4 +1,4 @@
-"""What a weights file that parhelion wrote says of its model: name, arguments, preprocessing and class names."""
+"""What the header of a weights file says about its model: name, arguments, preprocessing and class names."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,8 +8,6 @@ from typing import Any
 from parhelion.data.transforms import Preprocessing
 from parhelion.errors import UserError
 from parhelion.files.weights import PICKLE_SUFFIXES, read_facts, read_header, weights_file
-
-DETECTOR = "detector"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,10 +23,10 @@ class Trained:
     class_names: tuple[str, ...] | None = None
 
     def merged(self, name: str, asked: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-        """The arguments to build the model `name` with: the file's, and what is `asked` besides.
+        """The arguments to build the model `name` with: those of the file, and those `asked` for.
 
-        defaults: of the model `name`, for what neither the file nor the user says.
-        Raises UserError where the file is of another model, or what is asked contradicts it.
+        defaults: Those of the model `name`, for what neither the file nor the user says.
+        Raises UserError where the file is of another model, or contradicts what is asked for.
         """
         if name != self.model:
             raise UserError(
@@ -45,20 +43,20 @@ class Trained:
         return {**self.arguments, **asked}
 
     def config(self) -> dict[str, Any]:
-        """The entries of timm's `pretrained_cfg` that the file tells."""
+        """The entries of timm's `pretrained_cfg` that the file gives."""
         return timm_config(self.preprocessing, self.class_names)
 
 
 def read_trained(path: str | Path) -> Trained | None:
-    """What the weights in the run folder or file `path` say; None for a file of plain tensors.
+    """The header of the weights in the run folder or file `path`; None for a file of plain tensors.
 
-    Raises UserError where there is no whole file, it is a pickle or a detector, or its header is damaged.
+    Raises UserError for a missing or damaged file, a pickle, and a detector.
     """
     file = weights_file(Path(path))
     pickled = file.suffix.lower() in PICKLE_SUFFIXES
     facts = read_facts(file) if pickled or "parhelion_format" in read_header(file) else {}
     if "detector" in facts:
-        raise UserError(f"the weights in {path} are of a detector; parhelion.detection.saved.load_detector loads it")
+        raise UserError(f"the weights in {path} are of a detector; parhelion.detection.saved.Detector.load loads it")
     if "model" not in facts or "model_arguments" not in facts:
         return None
     preprocessing, names = facts.get("preprocessing"), facts.get("class_names")

@@ -11,14 +11,13 @@ import timm
 import torch
 from huggingface_hub import errors, hf_hub_download
 from timm.models import get_pretrained_cfg
-from timm.models._features import FeatureGetterNet
 from torch import Tensor, nn
 
 from parhelion.data.transforms import Preprocessing
 from parhelion.errors import UserError, nearest
 from parhelion.models.adapt import Adaptation, Normalised, Pretrained, adapt
 from parhelion.models.catalog import create_model
-from parhelion.models.resnet import ResNet
+from parhelion.models.resnet import ResNet, network_in
 from parhelion.models.timm_resnets import our_name, plain_resnet
 from parhelion.files.weights import read_header, read_weights, weights_file, why_not_fit
 from parhelion.files.weights import PICKLE_SUFFIXES, read_saved
@@ -46,8 +45,8 @@ def initialise(
     class_names: those that the model will be trained on, in order; a classifier of other classes starts from zeros.
     normalised: how its images will be; a note says where those behind the weights were normalised otherwise.
     """
-    network = model.model if isinstance(model, FeatureGetterNet) else model
-    if not isinstance(network, ResNet):
+    network = network_in(model)
+    if network is None:
         raise UserError(f"{type(model).__name__} is no model of parhelion.create_model, which alone takes weights here")
     weights = initial_weights(spec)
     adaptation = adapt(network, weights, class_names=class_names)

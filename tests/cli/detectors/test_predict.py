@@ -9,7 +9,7 @@ from PIL import Image
 from runs.colour_folders import truncate
 
 from parhelion.cli import main
-from parhelion.detection.saved import load_detector
+from parhelion.detection.saved import Detector
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -43,7 +43,7 @@ def test_predict_gives_json_with_as_many_objects_of_such_a_score_as_asked(capsys
     # Below what counted as found in training, too.
     assert (
         min(thing["score"] for row in all_ for thing in row["objects"])
-        < load_detector(run).model.roi_heads.score_thresh
+        < Detector.load(run).model.roi_heads.score_thresh
     )
     usual = said()
     expected = [[thing for thing in row["objects"] if thing["score"] >= 0.5] for row in low]

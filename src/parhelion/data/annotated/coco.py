@@ -19,7 +19,7 @@ from parhelion.data.annotated.instances import Instances, Texts, mask_area
 from parhelion.data.annotated.mask_drawing import mask_library
 from parhelion.data.annotated.paths import BESIDE_THE_IMAGES, ImageFiles, images_folder
 from parhelion.data.annotated.report import Report, by_problem, sharing_ids
-from parhelion.data.images import MODES, BadImage, Exif, open_image
+from parhelion.data.images import MODES, BadImage, Exif, try_open_image
 from parhelion.data.samples import VAL_NAMES, Split, few, split_name, split_names
 from parhelion.errors import UserError
 
@@ -73,10 +73,9 @@ class CocoImages(Dataset[DetectionSample]):
     def __getitem__(self, index: int) -> DetectionSample:
         number = range(len(self))[index]
         instances, path = self._instances(number), self.path(number)
-        try:
-            image = open_image(path, self.in_chans, exif=self.exif)
-        except BadImage as bad:
-            return bad.with_traceback(None), instances, path
+        image = try_open_image(path, self.in_chans, exif=self.exif)
+        if isinstance(image, BadImage):
+            return image, instances, path
         if (image.height, image.width) != instances.size:
             return size_mismatch(path, (image.height, image.width), instances.size), instances, path
         return image, instances, path
@@ -206,7 +205,7 @@ def open_coco(
     are clipped for training; one that disagrees with its mask stays. Annotations that share an id all stay; of images
     that do none is kept, for nobody can tell which one the annotations mean. Without `masks` segmentations are neither
     kept nor checked, except to find a box that is missing. Polygons are not drawn here (see `segmentation_problem`),
-    and images are not opened (see `coco_headers.misfits`).
+    and images are not opened (see `headers.misfits`).
 
     Raises UserError.
     """

@@ -74,8 +74,8 @@ def drawn(segmentations: Sequence[Any], view: View) -> Tensor:
 def each_drawn(segmentations: Sequence[Any], view: View) -> Iterator[Tensor]:
     """(h, w) uint8 of each segmentation in turn, at the cost of the part that `view` shows.
 
-    A segmentation is well formed: a list of polygons or a run-length encoding, see `instances.segmentation_problem`. A
-    pixel is inside where its centre is. Unscaled, masks are those of pycocotools. Raises UserError where one is None.
+    A segmentation is well formed: a list of polygons or a run-length encoding, see `annotations.segmentation_problem`.
+    A pixel is inside where its centre is. Unscaled, masks are those of pycocotools. Raises UserError where one is None.
     """
     for segmentation in segmentations:
         if segmentation is None:

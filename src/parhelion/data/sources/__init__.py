@@ -90,7 +90,8 @@ def _opened(spec: str, *, data_dir: Path | None, download: bool, in_chans: int, 
         return open_bundled(in_chans=in_chans, splits=splits)
     if spec.startswith("coco:"):
         raise UserError(
-            f"'{spec}' is for detection recipes, such as mask_rcnn_halonet_tiny; images of classes are asked"
+            f"'{spec}' is a data set for detection recipes, such as mask_rcnn_halonet_tiny; expected a classification "
+            "data set"
         )
     if spec and Path(spec).exists():
         return open_folder(Path(spec), in_chans=in_chans, splits=splits)

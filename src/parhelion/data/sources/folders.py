@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch.utils.data import Dataset
 
-from parhelion.data.images import BadImage, endings, open_image
+from parhelion.data.images import endings, try_open_image
 from parhelion.data.samples import VAL_NAMES, Sample, Source, Split, few
 from parhelion.data.sources.class_folders import counted, find_images, natural_order
 from parhelion.errors import UserError, printable
@@ -58,10 +58,7 @@ class FolderImages(Dataset[Sample]):
 
     def __getitem__(self, index: int) -> Sample:
         file, number = self.files[index]
-        try:
-            return open_image(file, self.in_chans), number, file
-        except BadImage as bad:
-            return bad.with_traceback(None), number, file
+        return try_open_image(file, self.in_chans), number, file
 
 
 def open_folder(folder: Path, *, in_chans: int, splits: Sequence[Split]) -> Source:

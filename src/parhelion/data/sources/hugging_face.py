@@ -8,7 +8,7 @@ from typing import IO, Any
 
 from torch.utils.data import Dataset
 
-from parhelion.data.images import BadImage, open_image
+from parhelion.data.images import BadImage, try_open_image
 from parhelion.data.samples import Sample, Source, Split, few, numbered, opening_error, split_name, split_names
 from parhelion.errors import UserError
 
@@ -70,10 +70,7 @@ class HuggingFaceImages(Dataset[Sample]):
             return BadImage(f"cannot read the image {name}: {str(error) or 'no image'}"), -1, name
         with stream:
             name = getattr(stream, "name", name)
-            try:
-                return open_image(stream, self.in_chans, name=name), target, name
-            except BadImage as bad:
-                return bad.with_traceback(None), target, name
+            return try_open_image(stream, self.in_chans, name=name), target, name
 
 
 def open_hugging_face(

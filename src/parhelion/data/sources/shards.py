@@ -18,7 +18,7 @@ from typing import Any, TypeAlias
 
 from torch.utils.data import get_worker_info
 
-from parhelion.data.images import ENDINGS, BadImage, open_image
+from parhelion.data.images import ENDINGS, BadImage, try_open_image
 from parhelion.data.samples import Sample, Share, Source, Split, Stream, few, numbered, split_name, split_names
 from parhelion.errors import UserError
 
@@ -136,10 +136,7 @@ class Shards(Stream):
         target = self._target(files)
         if target is None:
             return BadImage(f"cannot use the image {name}: {self._why_no_label(files)}"), -1, name
-        try:
-            return open_image(io.BytesIO(data), self.in_chans, name=name), target, name
-        except BadImage as bad:
-            return bad.with_traceback(None), target, name
+        return try_open_image(io.BytesIO(data), self.in_chans, name=name), target, name
 
     def _target(self, files: dict[str, bytes]) -> int | None:
         try:

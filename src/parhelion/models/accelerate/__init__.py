@@ -41,22 +41,23 @@ class Finding(NamedTuple):
 def accelerate(model: Model, *, report: Callable[[str], None] | None = print) -> Model:
     """Put Parhelion's attention into every `HaloAttn` of timm and `GSA` of gsa_pytorch that `model` holds, in place.
 
-    The layers keep their parameters, the names and identity of these, submodules and hooks, so that checkpoints load
-    both ways and optimisers stay valid; only `forward` is another, and does not call timm's `pos_embed`, of which it
-    reads the parameters. Outputs, gradients and running statistics are the original's up to rounding. timm's layers
-    then also accept maps that their block does not divide, and return ceil(H/stride) x ceil(W/stride) pixels for
-    them; `BottleneckAttn` and `LambdaLayer` still want the image size that they were built for. Subclasses, and
-    layers whose `forward` was replaced, may compute something else and are left. Calling it twice changes nothing
-    more. `decelerate` takes it back; `parhelion.reference` makes a copy whose layers need no kernels.
+    Only `forward` is replaced. The layers keep the same parameter objects under the same names, their submodules and
+    their hooks, so that checkpoints load both ways and optimisers stay valid. Outputs, gradients and running statistics
+    are the original's up to rounding. The parameters of timm's `pos_embed` are read; the module is not called.
 
-    Memory formats stay the user's choice. The layers run fastest on channels-last data:
-    `accelerate(model).to(memory_format=torch.channels_last)`, and images in that format. A model that was compiled is
-    compiled anew at its next call; a scripted one cannot be changed, and the accelerated layers cannot be scripted.
+    timm's layers then also accept maps that their block does not divide, and return ceil(H/stride) x ceil(W/stride)
+    pixels for them; `BottleneckAttn` and `LambdaLayer` still need the image size that they were built for. Subclasses,
+    and layers whose `forward` was replaced, are left alone: they may compute something else. A second call changes
+    nothing more. `decelerate` undoes it; `parhelion.reference` makes a copy whose layers need no kernels.
+
+    The layers run fastest on channels-last data, which is the user's choice:
+    `accelerate(model).to(memory_format=torch.channels_last)`, and images in that format. A compiled model is compiled
+    again at its next call. A scripted model cannot be changed, and accelerated layers cannot be scripted.
 
     Args:
         model: Any module; the layer itself too.
-        report: Receives one sentence for every kind of layer: what was changed, or what other attention was left
-            and why; and one if nothing was changed. None for silence.
+        report: Receives one sentence for every kind of layer that was changed, or left and why, and one if nothing
+            was changed. None for silence.
 
     Returns:
         `model`, the object that was given.
@@ -102,7 +103,7 @@ def decelerate(model: Model) -> Model:
 
 
 def fast_forms() -> dict[type[nn.Module], type[nn.Module]]:
-    """From each class that can be swapped to the one that takes its place."""
+    """Each class that can be swapped, with the class that takes its place."""
     forms: dict[type[nn.Module], type[nn.Module]] = {HaloAttn: AcceleratedHaloAttn}
     # A model holds modules of gsa_pytorch only where someone imported it; we need not.
     if getattr(sys.modules.get("gsa_pytorch"), "GSA", None) is not None:
@@ -121,7 +122,7 @@ def _kind(module: nn.Module, forms: dict[type[nn.Module], type[nn.Module]]) -> s
 
 
 def _fate(module: nn.Module, forms: dict[type[nn.Module], type[nn.Module]]) -> str | None:
-    """What becomes of the module, see `Finding`; None if it is no attention that we know."""
+    """What becomes of the module, see `Finding`; None if it is no known attention."""
     if isinstance(module, tuple(forms.values())):
         return BEFORE
     if type(module) in forms:
