@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from parhelion.classification.scores import merged, outcome, run
+from parhelion.classification.scores import merged, outcome
 from parhelion.errors import UserError
 
 CLASSES = 7
@@ -33,7 +33,7 @@ def test_scores_are_those_of_hand_counted_logits():
     logits = torch.tensor([[0, 0, 9.0, 1, 2, 3, 4]] * 5)
     logits[1, 0], logits[2, [0, 1, 5, 6]], logits[3, [0, 1, 4, 5, 6]] = 10, 11.0, 12.0
     logits[4, 2] = -1
-    scores = run(Echo(), batches(logits, torch.full((5,), 2)))
+    scores = outcome(Echo(), batches(logits, torch.full((5,), 2))).metrics()
     assert scores["top1"] == pytest.approx(1 / 5)
     assert scores["top5"] == pytest.approx(3 / 5)
     expected = [math.log(sum(math.exp(v) for v in row)) - row[2] for row in logits.tolist()]
@@ -42,13 +42,13 @@ def test_scores_are_those_of_hand_counted_logits():
 
 
 def test_with_fewer_than_five_classes_top5_is_always_right():
-    scores = run(Echo(), batches(torch.randn(5, 3), torch.tensor([0, 1, 2, 1, 0])))
+    scores = outcome(Echo(), batches(torch.randn(5, 3), torch.tensor([0, 1, 2, 1, 0]))).metrics()
     assert scores["top5"] == 1.0
 
 
 def test_evaluation_mode_is_used_and_put_back():
     model = Echo().train()
-    run(model, batches(torch.randn(5, CLASSES), torch.zeros(5).long()))
+    outcome(model, batches(torch.randn(5, CLASSES), torch.zeros(5).long()))
     assert model.modes == [False, False]
     assert model.training
 

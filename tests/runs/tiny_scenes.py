@@ -1,6 +1,5 @@
 """Small data sets in COCO's format to train a detector on in a second: coloured rectangles on noise, none square."""
 
-
 import json
 from dataclasses import replace
 from pathlib import Path

@@ -80,11 +80,6 @@ def outcome(model: nn.Module, loader: Iterable[dict[str, Any]], progress: Progre
     return Outcome(top=top, probability=probability, target=target, loss=loss, skipped=tuple(skipped))
 
 
-def run(model: nn.Module, loader: Iterable[dict[str, Any]], progress: Progress | None = None) -> dict[str, float]:
-    """The scores of `model` on `loader`: see `Outcome.metrics`."""
-    return outcome(model, loader, progress).metrics()
-
-
 def merged(parts: Sequence[Outcome]) -> Outcome:
     """The outcomes of several processes as one; some may have had no image."""
     # What says nothing of any image may have another k.

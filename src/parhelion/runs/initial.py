@@ -16,12 +16,11 @@ from torch import Tensor, nn
 
 from parhelion.data.transforms import Preprocessing
 from parhelion.errors import UserError, nearest
+from parhelion.files.weights import PICKLE_SUFFIXES, read_header, read_saved, read_weights, weights_file, why_not_fit
 from parhelion.models.adapt import Adaptation, Normalised, Pretrained, adapt
 from parhelion.models.catalog import create_model
 from parhelion.models.resnet import ResNet
 from parhelion.models.timm_resnets import our_name, plain_resnet
-from parhelion.files.weights import read_header, read_weights, weights_file, why_not_fit
-from parhelion.files.weights import PICKLE_SUFFIXES, read_saved
 
 HUB, TIMM, TORCHVISION = "hf-hub:", "timm:", "torchvision:"
 PUBLISHED = (HUB, TIMM, TORCHVISION)

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from parhelion.data.identity import absolute, path_of, place
-
 from parhelion.errors import UserError
-from parhelion.runs.initial import PUBLISHED
 from parhelion.files.run_folder import BEGUN_IN
+from parhelion.runs.initial import PUBLISHED
 
 
 def spelled_here(saved: Mapping[str, Any]) -> dict[str, str | None]:
