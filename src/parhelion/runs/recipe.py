@@ -66,7 +66,7 @@ class Recipe(ABC):
     """One training run; every field acts."""
 
     task: ClassVar[str]
-    """What is trained for; also the room that does it."""
+    """What the run trains for, which is also the name of the room that does it."""
     rules: ClassVar[Rules] = RULES
 
     model: str
@@ -167,7 +167,7 @@ class Recipe(ABC):
 
     @classmethod
     def defaults(cls) -> dict[str, Any]:
-        """The fields that need not be given, by name: what a recipe had that was written before there was a field."""
+        """The fields that need not be given, by name; a recipe.json that lacks one is older than the field."""
         return {field.name: field.default for field in fields(cls) if field.default is not MISSING}
 
     def model_choices(self) -> dict[str, Any]:

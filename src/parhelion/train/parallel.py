@@ -202,7 +202,7 @@ class SynchronisedBatchNorm(nn.BatchNorm2d):
 
 
 class _SumOfAll(torch.autograd.Function):
-    """The sum of a tensor over all processes, each of which is the cause of a part of every process's loss."""
+    """The sum of a tensor over all processes; the loss of every process depends on all summands."""
 
     @staticmethod
     def forward(_context: Any, tensor: Tensor) -> Tensor:
