@@ -33,10 +33,11 @@ from torchvision.ops import masks_to_boxes
 
 from parhelion.cli import exit_code
 from parhelion.detection.rcnn import mask_rcnn
-from parhelion.detection.task import train
 from parhelion.errors import UserError
 from parhelion.files.atomic import write_json
 from parhelion.recipes.table import recipe
+from parhelion.runs.request import Request
+from parhelion.runs.trainer import train
 from parhelion.speed.networks import MOMENTUM, SEED
 from parhelion.speed.report import narrator, save_report, speed_report
 from parhelion.speed.timing import Candidate, Run, footnote, not_finite
@@ -248,7 +249,7 @@ def watched_run(workers: int, length: Length, data: str, folder: Path) -> dict[s
         workers=workers,
         checkpoint_updates=0,
     )
-    seen = watched(lambda: train(wanted, data=data, out=folder, quiet=True), length)
+    seen = watched(lambda: train(wanted, Request(data=data, out=folder, quiet=True)), length)
     return {"model": WATCHED, "batch": WATCHED_BATCH, "workers": workers} | seen
 
 

@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from parhelion.classification.recipe import ClassificationRecipe
-from parhelion.classification.task import cross_entropy, train
+from parhelion.classification.task import cross_entropy
 from parhelion.cli import exit_code
 from parhelion.data.loaders import go_to, make_loader
 from parhelion.data.sources import open_source
@@ -38,7 +38,9 @@ from parhelion.files.progress import Progress
 from parhelion.files.run_folder import RunRecord
 from parhelion.models.catalog import create_model
 from parhelion.recipes.table import recipe
+from parhelion.runs.request import Request
 from parhelion.runs.setup import prepared
+from parhelion.runs.trainer import train
 from parhelion.seeds import seed_everything
 from parhelion.speed.report import narrator, speed_report
 from parhelion.speed.timing import MIB, Run, footnote, interleaved, summary
@@ -138,7 +140,7 @@ class Subject:
 
     def bare(self) -> tuple[()]:
         """The updates with nothing around them."""
-        model, wrapped = self.ready.moving.model.train(), self.ready.moving.optimization.optimizer
+        model, wrapped = self.ready.train_state.model.train(), self.ready.train_state.optimization.optimizer
         optimizer: torch.optim.Optimizer = getattr(wrapped, "optimizer", wrapped)
         for batch in self.in_memory:
             optimizer.zero_grad()
@@ -154,7 +156,7 @@ class Subject:
                 loop.Training(
                     accelerator=self.accelerator,
                     step=self.ready.step,
-                    optimization=self.ready.moving.optimization,
+                    optimization=self.ready.train_state.optimization,
                     batches=batches,
                     plan=self._plan,
                     state=loop.State(),
@@ -176,10 +178,10 @@ class Subject:
     def save_seconds(self, saves: int) -> list[float]:
         """How long each of some checkpoints takes."""
         checkpoints = Checkpoints(self.folder / "checkpoints", self.accelerator, keep=2)
-        moving, seconds = self.ready.moving, []
+        train_state, seconds = self.ready.train_state, []
         for update in range(saves):
             started = time.perf_counter()
-            checkpoints.save(update, moving.tensors(), {"moving": moving.facts()})
+            checkpoints.save(update, train_state.tensors(), {"train_state": train_state.facts()})
             seconds.append(time.perf_counter() - started)
         return seconds
 
@@ -221,7 +223,7 @@ def watched_run(workers: int, length: Length, folder: Path) -> dict[str, Any]:
         workers=workers,
         checkpoint_updates=length.checkpoint_every,
     )
-    seen = watched(lambda: train(wanted, data="bundled", out=folder, quiet=True), length)
+    seen = watched(lambda: train(wanted, Request(data="bundled", out=folder, quiet=True)), length)
     return {"model": WATCHED, "batch": WATCHED_BATCH, "workers": workers} | seen
 
 

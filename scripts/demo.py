@@ -13,11 +13,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from parhelion.classification.plots import CONFUSION, CURVES, SHEET
-from parhelion.classification.task import train
+from parhelion.classification.album import CONFUSION, CURVES, SHEET
 from parhelion.cli import exit_code
 from parhelion.errors import UserError
 from parhelion.recipes.table import recipe
+from parhelion.runs.request import Request
+from parhelion.runs.trainer import train
 
 RECIPES = ("halonet_tiny", "gsa_tiny", "resnet_tiny")
 PICTURES = (CURVES, CONFUSION, SHEET)
@@ -37,7 +38,7 @@ def main() -> None:
         clear(out / name)
         print(f"\n{name}: 10,000 photographs of clothing, 2,000 to test on", flush=True)
         # The photographs have 28 pixels a side; enlarging them to the recipe's 32 would cost time and add nothing.
-        results.append(train(replace(recipe(name), image_px=28), data="bundled", out=out / name))
+        results.append(train(replace(recipe(name), image_px=28), Request(data="bundled", out=out / name)))
     print("\n" + table(results))
     print(f"\n{time.perf_counter() - started:.0f} s in all; each folder holds {', '.join(PICTURES)}:")
     for name in RECIPES:

@@ -18,15 +18,15 @@ from typing import Any
 from demo import clear
 from scenes import make_scenes
 
-from parhelion.classification import task as classification
 from parhelion.classification.recipe import ClassificationRecipe
 from parhelion.cli import exit_code
-from parhelion.detection import task as detection
-from parhelion.detection.plots import CURVES, SHEET
+from parhelion.detection.album import CURVES, SHEET
 from parhelion.detection.recipe import DetectionRecipe
 from parhelion.errors import UserError
 from parhelion.recipes.coco import SMALL
 from parhelion.recipes.table import recipe
+from parhelion.runs.request import Request
+from parhelion.runs.trainer import train
 
 # Side of a single garment when the backbone learns it: as large as it stands in a scene.
 GARMENT_PX = 56
@@ -74,13 +74,12 @@ def trained(wish: DetectionRecipe, out: Path, name: str) -> dict[str, Any]:
     alone = recipe(wish.model)
     assert isinstance(alone, ClassificationRecipe)
     print(f"\n{name}: the backbone on 10,000 single garments", flush=True)
-    backbone = classification.train(
+    backbone = train(
         replace(alone, image_px=GARMENT_PX, choices=wish.choices, epochs=2, seed=wish.seed),
-        data="bundled",
-        out=out / f"{name}_backbone",
+        Request(data="bundled", out=out / f"{name}_backbone"),
     )
     print(f"\n{name}: the detector on 2,000 scenes, 200 to test on", flush=True)
-    result = detection.train(wish, data=f"coco:{out / 'scenes'}", out=out / name, init_from=backbone["out"])
+    result = train(wish, Request(data=f"coco:{out / 'scenes'}", out=out / name, init_from=backbone["out"]))
     return {**result, "seconds": backbone["seconds"] + result["seconds"]}
 
 

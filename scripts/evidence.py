@@ -15,13 +15,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from parhelion.classification.recipe import ClassificationRecipe
-from parhelion.classification.task import train
 from parhelion.cli import exit_code
 from parhelion.compare.chart import compare_chart
 from parhelion.compare.runs import Group, grouped, notes, read_runs, spread_text
 from parhelion.files.atomic import write_text
 from parhelion.files.run_folder import check_same_recipe, holds_run, metrics_rows
 from parhelion.recipes.table import recipe
+from parhelion.runs.request import Request
+from parhelion.runs.trainer import train
 
 RECIPES = ("resnet_tiny", "gsa_tiny", "halonet_tiny", "hybrid_tiny", "gsa_tiny_content", "gsa_tiny_position")
 HEADINGS = ("network", "top-1", "parameters", "multiply-adds", "training step, ms")
@@ -67,7 +68,7 @@ def run(wanted: ClassificationRecipe, folder: Path, chosen: argparse.Namespace) 
             print(f"{folder}: finished before", flush=True)
             return
     print(f"\n{folder}", flush=True)
-    train(wanted, data=chosen.data, data_dir=chosen.data_dir, out=folder, resume=True)
+    train(wanted, Request(data=chosen.data, data_dir=chosen.data_dir, out=folder, resume=True))
 
 
 def report(groups: Sequence[Group]) -> str:

@@ -178,7 +178,7 @@ def shared(subject: Subject, accelerator: Accelerator, **choices: Any) -> Callab
     wanted = recipe_of(subject, **choices)
     plan = loop.Plan(updates_per_epoch=100, updates=100)
     ready = prepared(wanted, accelerator, network(subject), cross_entropy(wanted, CLASSES), plan)
-    return stepper(ready.step.train(), ready.moving.optimization.optimizer)
+    return stepper(ready.step.train(), ready.train_state.optimization.optimizer)
 
 
 def recipe_of(subject: Subject, **choices: Any) -> ClassificationRecipe:

@@ -9,11 +9,11 @@ from torch import nn
 
 from parhelion.classification import plots, scores
 from parhelion.classification import task as classification
-from parhelion.classification.ingredients import check_some_images
-from parhelion.classification.saved import Classifier
-from parhelion.classification.task import train
+from parhelion.classification.saved import load_classifier
 from parhelion.data.sources import Source
 from parhelion.errors import UserError
+from parhelion.runs.request import Request
+from parhelion.runs.trainer import train
 
 TIMES = {"seconds", "data_wait_seconds", "images_per_second"}
 FILES = {
@@ -47,7 +47,7 @@ def timeless(out):
 
 
 def test_a_run_leaves_its_record_and_returns_what_a_table_needs(tmp_path, data):
-    result = train(quick_recipe(epochs=3), data=str(data), out=tmp_path / "run", quiet=True)
+    result = train(quick_recipe(epochs=3), Request(data=str(data), out=tmp_path / "run", quiet=True))
     assert {file.name for file in (tmp_path / "run").iterdir()} == FILES
     last = rows(tmp_path / "run")[-1]
     assert last["epoch"] == result["epochs"] == 3
@@ -65,10 +65,10 @@ def test_a_run_leaves_its_record_and_returns_what_a_table_needs(tmp_path, data):
 
 def test_one_seed_gives_identical_runs_and_another_does_not(tmp_path, data):
     noisy = quick_recipe(dropout=0.25, drop_path=0.25, crop="resized", erase=0.5, randaugment=3)
-    train(noisy, data=str(data), out=tmp_path / "a", quiet=True)
+    train(noisy, Request(data=str(data), out=tmp_path / "a", quiet=True))
     torch.rand(13)
-    train(noisy, data=str(data), out=tmp_path / "b", quiet=True)
-    train(quick_recipe(seed=8), data=str(data), out=tmp_path / "c", quiet=True)
+    train(noisy, Request(data=str(data), out=tmp_path / "b", quiet=True))
+    train(quick_recipe(seed=8), Request(data=str(data), out=tmp_path / "c", quiet=True))
     assert timeless(tmp_path / "a") == timeless(tmp_path / "b") != timeless(tmp_path / "c")
     ours, again = (load_file(tmp_path / run / "weights.safetensors") for run in "ab")
     assert all(torch.equal(ours[name], again[name]) for name in ours)
@@ -85,8 +85,8 @@ def test_the_weights_are_those_of_the_last_complete_epoch(tmp_path, data, monkey
 
     monkeypatch.setattr(scores, "outcome", interrupted)
     with pytest.raises(KeyboardInterrupt, match=r"parhelion train --resume .* goes on"):
-        train(quick_recipe(epochs=5), data=str(data), out=out, quiet=True)
-    saved = Classifier.load(out)
+        train(quick_recipe(epochs=5), Request(data=str(data), out=out, quiet=True))
+    saved = load_classifier(out)
     assert saved.epoch == 2
     assert saved.metrics["top1"] == rows(out)[-1]["top1"]
     assert len(rows(out)) == 2
@@ -105,8 +105,8 @@ def test_a_loss_that_is_not_finite_keeps_the_weights_of_the_epoch_before(tmp_pat
 
     monkeypatch.setattr(classification, "cross_entropy", spoiled)
     with pytest.raises(UserError, match="became nan at update 2 of epoch 2; training stopped"):
-        train(quick_recipe(epochs=4), data=str(data), out=out, quiet=True)
-    saved = Classifier.load(out)
+        train(quick_recipe(epochs=4), Request(data=str(data), out=out, quiet=True))
+    saved = load_classifier(out)
     assert saved.epoch == 1
     assert all(tensor.isfinite().all() for tensor in saved.model.state_dict().values())
 
@@ -115,9 +115,9 @@ def test_a_start_that_fails_leaves_no_folder(tmp_path, data):
     wrong = [quick_recipe(epochs=0), quick_recipe(model="resnet_tiniest"), quick_recipe(image_px=7)]
     for recipe in wrong:
         with pytest.raises(UserError):
-            train(recipe, data=str(data), out=tmp_path / "run", quiet=True)
+            train(recipe, Request(data=str(data), out=tmp_path / "run", quiet=True))
     with pytest.raises(UserError):
-        train(quick_recipe(), data=str(data / "nowhere"), out=tmp_path / "run", quiet=True)
+        train(quick_recipe(), Request(data=str(data / "nowhere"), out=tmp_path / "run", quiet=True))
     assert not list(tmp_path.iterdir())
 
 
@@ -128,14 +128,14 @@ def test_a_stream_with_more_validation_images_than_it_says_is_told_once(tmp_path
     info = json.loads((shards / "_info.json").read_text())
     info["splits"]["val"]["shard_lengths"] = [1]
     (shards / "_info.json").write_text(json.dumps(info))
-    train(quick_recipe(), data="wds/colours", data_dir=shards, out=tmp_path / "run")
+    train(quick_recipe(), Request(data="wds/colours", data_dir=shards, out=tmp_path / "run"))
     assert capsys.readouterr().out.count("wds/colours has 3 validation images, not 1 as it says") == 1
 
 
 def test_a_source_without_images_is_refused_before_training():
     for train_images, val_images, kind in (([], [0], "training"), ([0], [], "validation")):
         with pytest.raises(UserError, match=f"mine has no {kind} image"):
-            check_some_images(Source("mine", train_images, val_images, ("a",)))
+            classification.check_some_images(Source("mine", train_images, val_images, ("a",)))
 
 
 def test_a_bad_image_is_refused_or_counted_as_the_recipe_says(tmp_path, capsys):
@@ -143,8 +143,8 @@ def test_a_bad_image_is_refused_or_counted_as_the_recipe_says(tmp_path, capsys):
     truncate(data / "train" / "red" / "4.jpg")
     truncate(data / "val" / "blue" / "2.jpg")
     with pytest.raises(UserError, match=r"red/4\.jpg|blue/2\.jpg"):
-        train(quick_recipe(batch=40), data=str(data), out=tmp_path / "refused", quiet=True)
-    train(quick_recipe(batch=40, on_bad_image="skip"), data=str(data), out=tmp_path / "skipped")
+        train(quick_recipe(batch=40), Request(data=str(data), out=tmp_path / "refused", quiet=True))
+    train(quick_recipe(batch=40, on_bad_image="skip"), Request(data=str(data), out=tmp_path / "skipped"))
     assert [row["skipped_images"] for row in rows(tmp_path / "skipped")] == [2, 2]
     said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("skipped: ")]
     assert len(said) == 2
@@ -153,21 +153,21 @@ def test_a_bad_image_is_refused_or_counted_as_the_recipe_says(tmp_path, capsys):
 
 
 def test_half_precision_trains_and_is_evaluated_in_float32(tmp_path, data):
-    result = train(quick_recipe(precision="bf16"), data=str(data), out=tmp_path / "run", quiet=True)
+    result = train(quick_recipe(precision="bf16"), Request(data=str(data), out=tmp_path / "run", quiet=True))
     assert math.isfinite(result["loss"])
-    train(quick_recipe(), data=str(data), out=tmp_path / "again", quiet=True)
+    train(quick_recipe(), Request(data=str(data), out=tmp_path / "again", quiet=True))
     assert timeless(tmp_path / "run") != timeless(tmp_path / "again")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU can train in fp16")
 def test_fp16_without_a_gpu_is_one_sentence(tmp_path, data):
-    with pytest.raises(UserError, match="precision is fp16, which cannot be had on cpu"):
-        train(quick_recipe(precision="fp16"), data=str(data), out=tmp_path / "run", quiet=True)
+    with pytest.raises(UserError, match="precision is fp16, which is not supported on cpu"):
+        train(quick_recipe(precision="fp16"), Request(data=str(data), out=tmp_path / "run", quiet=True))
 
 
 def test_grey_images_train_a_network_of_one_channel(tmp_path, data):
-    train(quick_recipe(in_chans=1, epochs=1), data=str(data), out=tmp_path / "run", quiet=True)
-    assert Classifier.load(tmp_path / "run").preprocessing.in_chans == 1
+    train(quick_recipe(in_chans=1, epochs=1), Request(data=str(data), out=tmp_path / "run", quiet=True))
+    assert load_classifier(tmp_path / "run").preprocessing.in_chans == 1
 
 
 @pytest.mark.parametrize("count", [1, 4, 5])

@@ -9,6 +9,7 @@ from cli.command_line import printed
 from PIL import Image
 from runs.colour_folders import COLOURS, colour_folders, truncate
 
+from parhelion.classification import album
 from parhelion.cli import main
 from parhelion.recipes.table import RECIPES
 
@@ -68,6 +69,21 @@ def test_on_a_terminal_models_and_predictions_are_tables(capsys, monkeypatch, ru
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
     assert "multiply-adds" in printed(capsys, "models", "*_tiny")
     assert "probability" in printed(capsys, "predict", run, data / "val" / "red" / "1.png")
+
+
+def test_quiet_training_and_going_on_print_nothing(capsys, monkeypatch, data, tmp_path):
+    for picture in ("draw_scores", "draw_sheet"):
+        monkeypatch.setattr(album, picture, lambda *_: None)
+    # Sharding would be remarked on: there is one process.
+    words = ("--data", str(data), "--out", str(tmp_path / "run"), *QUICK, "--updates", "1", "--sharding", "fsdp")
+    assert main(["train", "resnet_tiny", *words, "--quiet"]) == 0
+    # Without its last picture the run is not finished.
+    assert main(["train", "--resume", str(tmp_path / "run"), "--quiet"]) == 0
+    assert capsys.readouterr() == ("", "")
+    assert main(["train", "--resume", str(tmp_path / "run")]) == 0
+    said = capsys.readouterr()
+    assert "going on with" in said.out
+    assert "sharding is fsdp" in said.err
 
 
 # training, evaluating and predicting agree

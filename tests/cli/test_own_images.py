@@ -165,8 +165,9 @@ def test_training_finds_the_home_folder(monkeypatch, refused) -> None:
 
     chosen = _chosen(words)
     assert isinstance(chosen, ClassificationArguments)
-    assert (chosen.data, str(chosen.out), str(chosen.data_dir)) == ("/home/me/x", "/home/me/run", "/home/me/d")
-    assert chosen.init_from == "/home/me/w.safetensors"
+    request = chosen.request
+    assert (request.data, str(request.out), str(request.data_dir)) == ("/home/me/x", "/home/me/run", "/home/me/d")
+    assert request.init_from == "/home/me/w.safetensors"
 
 
 def test_a_heic_file_gets_a_hint(run: Path, tmp_path: Path, capsys, monkeypatch) -> None:

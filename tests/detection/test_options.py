@@ -12,7 +12,8 @@ from timm.models import checkpoint_seq
 
 from parhelion.detection import scores
 from parhelion.detection.recipe import DetectionRecipe
-from parhelion.detection.task import train
+from parhelion.runs.request import Request
+from parhelion.runs.trainer import train
 
 BASE = quick_detector(epochs=1, batch=2, warmup_epochs=0.5, clip_norm=0.0, weight_decay=0.0)
 
@@ -59,8 +60,8 @@ def trained(data, tmp_path_factory):
 
             with pytest.MonkeyPatch.context() as monkeypatch:
                 draw_nothing(monkeypatch)
-                monkeypatch.setattr(scores, "outcome", noted)
-                train(recipe, data=data, out=out, quiet=True)
+                monkeypatch.setattr(scores, "results", noted)
+                train(recipe, Request(data=data, out=out, quiet=True))
         return known[recipe]
 
     return of
@@ -98,7 +99,7 @@ def test_a_field_changes_what_comes_out(field, trained):
 
 def test_the_base_is_the_same_twice(trained, data, tmp_path, monkeypatch):
     draw_nothing(monkeypatch)
-    train(BASE, data=data, out=tmp_path / "run", quiet=True)
+    train(BASE, Request(data=data, out=tmp_path / "run", quiet=True))
     assert are_equal(tmp_path / "run", trained(BASE))
 
 
@@ -128,7 +129,7 @@ def test_the_rate_falls_after_so_many_updates_or_after_those_that_are_named(trai
 def test_a_short_try_of_a_long_recipe_trains_and_says_that_the_rate_does_not_fall(data, tmp_path, capsys, monkeypatch):
     draw_nothing(monkeypatch)
     long = replace(BASE, schedule="step", drop_updates=(1, 60_000), updates=2, warmup_epochs=0.0)
-    train(long, data=data, out=tmp_path / "run")
+    train(long, Request(data=data, out=tmp_path / "run"))
     assert [line for line in capsys.readouterr().err.splitlines() if "drop_updates" in line] == [
         "parhelion: drop_updates is 60000, but the run ends after 2 updates: the learning rate does not fall there"
     ]
@@ -176,5 +177,5 @@ def test_checkpoints_are_as_many_and_as_close_as_asked(trained):
 
 def test_sharding_says_when_there_is_nobody_to_share_with(data, tmp_path, capsys, monkeypatch):
     draw_nothing(monkeypatch)
-    train(replace(BASE, sharding="fsdp", updates=1), data=data, out=tmp_path / "run")
+    train(replace(BASE, sharding="fsdp", updates=1), Request(data=data, out=tmp_path / "run"))
     assert "sharding is fsdp, but one process alone holds all weights" in capsys.readouterr().err

@@ -14,9 +14,10 @@ from runs.tiny_scenes import CATEGORIES, change, draw_nothing, quick_detector, t
 
 from parhelion.cli import main
 from parhelion.detection import scores
-from parhelion.detection.plots import SHEET
-from parhelion.detection.task import train
+from parhelion.detection.album import SHEET
 from parhelion.errors import UserError
+from parhelion.runs.request import Request
+from parhelion.runs.trainer import train
 from parhelion.train.stopping import Stopped
 
 # All that draws random numbers or remembers, at once.
@@ -48,7 +49,7 @@ def whole(data, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "whole"
     with pytest.MonkeyPatch.context() as monkeypatch:
         draw_nothing(monkeypatch)
-        train(quick_detector(**CHANGES), data=data, out=out, quiet=True)
+        train(quick_detector(**CHANGES), Request(data=data, out=out, quiet=True))
     assert len(rows(out / "losses.jsonl")) == UPDATES
     return out
 
@@ -70,8 +71,8 @@ def test_a_run_that_dies_in_an_update_ends_as_if_it_had_not(data, whole, tmp_pat
     out = tmp_path / "run"
     stop_at(monkeypatch, update, die)
     with pytest.raises(Dead):
-        train(quick_detector(**CHANGES), data=data, out=out, quiet=True)
-    train(quick_detector(**CHANGES), data=data, out=out, resume=True, quiet=True)
+        train(quick_detector(**CHANGES), Request(data=data, out=out, quiet=True))
+    train(quick_detector(**CHANGES), Request(data=data, out=out, resume=True, quiet=True))
     assert json.loads((out / "environment.json").read_text())["resumed_at_update"] == update
     assert_same_run(out, whole)
 
@@ -80,14 +81,15 @@ def test_a_run_that_dies_in_an_update_ends_as_if_it_had_not(data, whole, tmp_pat
 def test_a_killed_process_is_gone_on_with_from_the_command_line(data, whole, tmp_path, capsys):
     out = tmp_path / "run"
     program = (
-        "import os, signal, sys; from pathlib import Path; from parhelion.detection.task import train;"
-        "from parhelion.train import loop; from runs.tiny_scenes import quick_detector;"
-        "from detection.test_resume import CHANGES; update = loop._update\n"
+        "import os, signal, sys; from pathlib import Path; from parhelion.runs.trainer import train;"
+        "from parhelion.runs.request import Request; from parhelion.train import loop;"
+        "from runs.tiny_scenes import quick_detector; from detection.test_resume import CHANGES;"
+        "update = loop._update\n"
         "def watched(run, parts, watch):\n"
         "    if run.state.update == 4: os.kill(os.getpid(), signal.SIGKILL)\n"
         "    return update(run, parts, watch)\n"
         "loop._update = watched\n"
-        "train(quick_detector(**CHANGES), data=sys.argv[1], out=Path(sys.argv[2]), quiet=True)\n"
+        "train(quick_detector(**CHANGES), Request(data=sys.argv[1], out=Path(sys.argv[2]), quiet=True))\n"
     )
     path = os.pathsep.join(["tests", *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
@@ -108,10 +110,10 @@ def test_a_run_that_is_asked_to_stop_saves_says_so_and_goes_on(data, whole, tmp_
     out, recipe = tmp_path / "run", quick_detector(**CHANGES | {"checkpoint_updates": 0})
     stop_at(monkeypatch, 2, lambda: os.kill(os.getpid(), number))
     with pytest.raises(Stopped, match=rf"stopped; parhelion train --resume {out} goes on") as stopped:
-        train(recipe, data=data, out=out, quiet=True)
+        train(recipe, Request(data=data, out=out, quiet=True))
     assert stopped.value.code == code
     assert saved(out) == ["000000002", "000000003"]
-    train(recipe, data=data, out=out, resume=True, quiet=True)
+    train(recipe, Request(data=data, out=out, resume=True, quiet=True))
     assert_same_run(out, whole)
 
 
@@ -130,21 +132,21 @@ def test_an_evaluation_stops_at_once_and_is_done_again(data, whole, tmp_path, mo
 
     monkeypatch.setattr(scores, "outcome", asked)
     with pytest.raises(Stopped):
-        train(quick_detector(**CHANGES), data=data, out=out, quiet=True)
+        train(quick_detector(**CHANGES), Request(data=data, out=out, quiet=True))
     assert seen == [0]
-    monkeypatch.setattr(scores, "outcome", outcome)
-    train(quick_detector(**CHANGES), data=data, out=out, resume=True, quiet=True)
+    monkeypatch.setattr(scores, "results", results)
+    train(quick_detector(**CHANGES), Request(data=data, out=out, resume=True, quiet=True))
     assert_same_run(out, whole)
 
 
 def test_a_finished_run_and_another_recipe_are_not_gone_on_with(data, whole):
     again = {"data": data, "out": whole, "resume": True, "quiet": True}
     with pytest.raises(UserError, match=f"is finished; to train on, start another one with --init-from {whole}"):
-        train(quick_detector(**CHANGES), **again)
+        train(quick_detector(**CHANGES), Request(**again))
     with pytest.raises(UserError, match=r"another recipe: masks was True and is False; resume with"):
-        train(quick_detector(**CHANGES, masks=False), **again)
+        train(quick_detector(**CHANGES, masks=False), Request(**again))
     with pytest.raises(UserError, match="there is no data source 'coco:elsewhere'"):
-        train(quick_detector(**CHANGES), **(again | {"data": "coco:elsewhere"}))
+        train(quick_detector(**CHANGES), Request(**(again | {"data": "coco:elsewhere"})))
 
 
 def test_the_command_line_refuses_what_cannot_be_gone_on_with(whole, tmp_path, capsys):
@@ -177,7 +179,7 @@ def moved(data, whole, tmp_path):
 @pytest.mark.usefixtures("no_pictures")
 def test_the_same_images_elsewhere_are_gone_on_with(moved, whole):
     _, again = moved
-    train(quick_detector(**CHANGES), **again)
+    train(quick_detector(**CHANGES), Request(**again))
     assert_same_run(again["out"], whole)
 
 
@@ -202,7 +204,7 @@ def test_other_annotations_are_not_gone_on_with(moved, what):
     if "categories" in parts:
         change(spec, "val", **parts)
     with pytest.raises(UserError, match=sentence):
-        train(quick_detector(**CHANGES), **again)
+        train(quick_detector(**CHANGES), Request(**again))
 
 
 def test_other_category_ids_are_not_gone_on_with(moved):
@@ -216,5 +218,5 @@ def test_other_category_ids_are_not_gone_on_with(moved):
         )
     ids = list(CATEGORIES)
     with pytest.raises(UserError, match=r"category_ids was \[3, 7, 90\] and is \[4, 8, 91\]; resume with") as refused:
-        train(quick_detector(**CHANGES), **again)
+        train(quick_detector(**CHANGES), Request(**again))
     assert str(ids) in str(refused.value)

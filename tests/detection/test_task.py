@@ -17,12 +17,12 @@ from runs.tiny_scenes import (
 )
 from safetensors.torch import load_file
 
-from parhelion.classification import task as classification
 from parhelion.cli import main
 from parhelion.detection import task as detection
-from parhelion.detection.saved import Detector
-from parhelion.detection.task import train
+from parhelion.detection.saved import load_detector
 from parhelion.errors import UserError
+from parhelion.runs.request import Request
+from parhelion.runs.trainer import train
 
 TIMES = {"seconds", "data_wait_seconds", "images_per_second"}
 # fmt: off
@@ -59,7 +59,7 @@ def quick(data, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "quick"
     with pytest.MonkeyPatch.context() as monkeypatch:
         draw_nothing(monkeypatch)
-        train(quick_detector(**RANDOM), data=data, out=out, quiet=True)
+        train(quick_detector(**RANDOM), Request(data=data, out=out, quiet=True))
     return out
 
 
@@ -70,7 +70,7 @@ def learned(data, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "learned"
     with pytest.MonkeyPatch.context() as monkeypatch:
         draw_nothing(monkeypatch)
-        train(quick_detector(epochs=24, lr_per_256=0.5, sampled_boxes=16), data=data, out=out, quiet=True)
+        train(quick_detector(epochs=24, lr_per_256=0.5, sampled_boxes=16), Request(data=data, out=out, quiet=True))
     return out
 
 
@@ -98,7 +98,7 @@ def scores_of_evaluate(capsys, out, data, *words):
 
 def test_a_run_leaves_its_record_and_returns_what_a_table_needs(tmp_path, data):
     out = tmp_path / "run"
-    result = train(quick_detector(), data=data, out=out, quiet=True)
+    result = train(quick_detector(), Request(data=data, out=out, quiet=True))
     assert {file.name for file in out.iterdir()} == FILES
     first, last = rows(out)
     assert last.keys() > SCORES
@@ -127,15 +127,15 @@ def test_a_run_leaves_its_record_and_returns_what_a_table_needs(tmp_path, data):
 @pytest.mark.usefixtures("no_pictures")
 def test_one_seed_gives_identical_runs_and_another_does_not(tmp_path, data, quick):
     torch.rand(13)
-    train(quick_detector(**RANDOM), data=data, out=tmp_path / "again", quiet=True)
+    train(quick_detector(**RANDOM), Request(data=data, out=tmp_path / "again", quiet=True))
     assert_same_run(tmp_path / "again", quick)
-    train(quick_detector(**RANDOM, seed=8), data=data, out=tmp_path / "other", quiet=True)
+    train(quick_detector(**RANDOM, seed=8), Request(data=data, out=tmp_path / "other", quiet=True))
     assert rows(tmp_path / "other", "losses.jsonl") != rows(quick, "losses.jsonl")
 
 
 @pytest.mark.usefixtures("no_pictures")
 def test_workers_change_nothing(tmp_path, data, quick):
-    train(quick_detector(**RANDOM, workers=1), data=data, out=tmp_path / "run", quiet=True)
+    train(quick_detector(**RANDOM, workers=1), Request(data=data, out=tmp_path / "run", quiet=True))
     assert_same_run(tmp_path / "run", quick)
 
 
@@ -179,8 +179,8 @@ def test_boxes_alone_are_learned_where_nothing_is_segmented(tmp_path):
     # Only crowds have masks in this data set.
     change(data, "train", annotations=lambda all_: [{**one, "segmentation": []} for one in all_])
     with pytest.raises(UserError, match="without a segmentation"):
-        train(quick_detector(), data=data, out=tmp_path / "masks", quiet=True)
-    result = train(quick_detector(masks=False, epochs=1), data=data, out=tmp_path / "boxes", quiet=True)
+        train(quick_detector(), Request(data=data, out=tmp_path / "masks", quiet=True))
+    result = train(quick_detector(masks=False, epochs=1), Request(data=data, out=tmp_path / "boxes", quiet=True))
     assert 0 <= result["box_ap"] <= 1
     assert not any(name.startswith("mask_") for name in result)
     detector = Detector.load(tmp_path / "boxes")
@@ -199,7 +199,7 @@ def test_images_with_nothing_but_a_crowd_or_nothing_at_all_are_trained_on(tmp_pa
     # In one image there is something to learn; batches of others hold nothing.
     one = next(one for one in content["annotations"] if not one["iscrowd"])
     change(data, "train", annotations=lambda _: [*crowds, one])
-    train(quick_detector(epochs=1, batch=2), data=data, out=tmp_path / "run")
+    train(quick_detector(epochs=1, batch=2), Request(data=data, out=tmp_path / "run"))
     losses = [row["loss"] for row in rows(tmp_path / "run", "losses.jsonl")]
     assert len(losses) == 4
     assert all(map(math.isfinite, losses))
@@ -210,13 +210,13 @@ def test_without_an_object_to_learn_nothing_is_trained(tmp_path):
     data = tiny_scenes(tmp_path / "data")
     change(data, "train", annotations=lambda all_: [one for one in all_ if one["iscrowd"]])
     with pytest.raises(UserError, match=r"instances_train\.json has no annotated object to learn: .* are crowds"):
-        train(quick_detector(), data=data, out=tmp_path / "run", quiet=True)
+        train(quick_detector(), Request(data=data, out=tmp_path / "run", quiet=True))
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.usefixtures("no_pictures")
 def test_what_is_annotated_in_each_split_is_told_before_training(tmp_path, data, capsys):
-    train(quick_detector(epochs=1, updates=1, max_found=1), data=data, out=tmp_path / "run")
+    train(quick_detector(epochs=1, updates=1, max_found=1), Request(data=data, out=tmp_path / "run"))
     said = capsys.readouterr().err
     for split, images in (("train", TRAIN), ("val", VAL)):
         assert f"{annotations_of(data, split)}: {images} images, 2 of them without objects; " in said
@@ -226,8 +226,8 @@ def test_what_is_annotated_in_each_split_is_told_before_training(tmp_path, data,
 
 @pytest.mark.usefixtures("no_pictures")
 def test_grey_images_train_a_network_of_one_channel(tmp_path, data):
-    train(quick_detector(in_chans=1, epochs=1, updates=1), data=data, out=tmp_path / "run", quiet=True)
-    assert Detector.load(tmp_path / "run").in_chans == 1
+    train(quick_detector(in_chans=1, epochs=1, updates=1), Request(data=data, out=tmp_path / "run", quiet=True))
+    assert load_detector(tmp_path / "run").in_chans == 1
 
 
 @pytest.mark.usefixtures("no_pictures")
@@ -236,8 +236,8 @@ def test_a_bad_image_is_refused_or_counted_as_the_recipe_says(tmp_path, capsys):
     truncate(tmp_path / "data" / "train" / "0.jpg")
     truncate(tmp_path / "data" / "val" / "2.jpg")
     with pytest.raises(UserError, match=r"train/0\.jpg"):
-        train(quick_detector(batch=9), data=data, out=tmp_path / "refused", quiet=True)
-    train(quick_detector(batch=9, epochs=1, on_bad_image="skip"), data=data, out=tmp_path / "skipped")
+        train(quick_detector(batch=9), Request(data=data, out=tmp_path / "refused", quiet=True))
+    train(quick_detector(batch=9, epochs=1, on_bad_image="skip"), Request(data=data, out=tmp_path / "skipped"))
     assert [row["skipped_images"] for row in rows(tmp_path / "skipped")] == [2]
     said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("skipped: ")]
     assert ["train/0.jpg" in said[0], "val/2.jpg" in said[1], len(said)] == [True, True, 2]
@@ -256,13 +256,13 @@ def test_bad_annotations_are_refused_with_their_ids_or_dropped_and_counted(tmp_p
     data = tiny_scenes(tmp_path / "data")
     change(data, "train", annotations=spoiled)
     with pytest.raises(UserError, match="on_bad_annotation 'drop' leaves them out") as refused:
-        train(quick_detector(), data=data, out=tmp_path / "refused", quiet=True)
+        train(quick_detector(), Request(data=data, out=tmp_path / "refused", quiet=True))
     sentence = str(refused.value)
     assert "degenerate box: 2 (1, 2)" in sentence
     assert "unknown category: 1 (3)" in sentence
     assert "\n" not in sentence
     assert not (tmp_path / "refused").exists()
-    train(quick_detector(epochs=1, on_bad_annotation="drop"), data=data, out=tmp_path / "dropped")
+    train(quick_detector(epochs=1, on_bad_annotation="drop"), Request(data=data, out=tmp_path / "dropped"))
     said = capsys.readouterr().err
     assert f"left out of {annotations_of(data, 'train')}: 2 annotations with a degenerate box" in said
     assert "1 annotations of an unknown category" in said
@@ -274,7 +274,7 @@ def test_a_validation_without_objects_is_refused_before_training(tmp_path, left)
     data = tiny_scenes(tmp_path / "data", train=2, val=2)
     change(data, "val", annotations=lambda all_: [{**all_[0], **crowd} for crowd in left])
     with pytest.raises(UserError, match=r"instances_val\.json has no annotated object to score"):
-        train(quick_detector(), data=data, out=tmp_path / "run", quiet=True)
+        train(quick_detector(), Request(data=data, out=tmp_path / "run", quiet=True))
     assert not (tmp_path / "run").exists()
 
 
@@ -284,15 +284,16 @@ def test_a_validation_without_objects_is_refused_before_training(tmp_path, left)
         ({"data": "bundled"}, "it should be coco:DIR, where DIR is an existing folder"),
         ({"data": "coco:"}, "it should be coco:DIR, where DIR is an existing folder"),
         ({"data": "coco:nowhere"}, "there is no data source 'coco:nowhere'"),
-        ({"data_dir": "."}, "data_dir and download are for named sources of classification"),
-        ({"download": True}, "data_dir and download are for named sources of classification"),
+        ({"data_dir": "."}, "data_dir is for sources of classification; detection reads coco:DIR"),
+        ({"download": True}, "download is for sources of classification; detection reads coco:DIR"),
+        ({"val_share": 0.0}, "val_share is for sources of classification; detection reads coco:DIR"),
         ({"init_from": "nowhere"}, "there is nothing at 'nowhere'"),
         ({"track": ("tensorbord",)}, "did you mean tensorboard"),
     ],
 )
 def test_what_cannot_be_is_refused_before_a_folder_is_made(tmp_path, data, given, sentence):
     with pytest.raises(UserError, match=sentence) as refused:
-        train(quick_detector(), **{"data": data, "out": tmp_path / "run", "quiet": True, **given})
+        train(quick_detector(), Request(**{"data": data, "out": tmp_path / "run", "quiet": True, **given}))
     assert "\n" not in str(refused.value)
     assert not (tmp_path / "run").exists()
 
@@ -312,7 +313,7 @@ def test_what_cannot_be_is_refused_before_a_folder_is_made(tmp_path, data, given
 )
 def test_a_field_that_cannot_be_is_refused_by_name(tmp_path, data, fields, sentence):
     with pytest.raises(UserError, match=sentence) as refused:
-        train(quick_detector(**fields), data=data, out=tmp_path / "run", quiet=True)
+        train(quick_detector(**fields), Request(data=data, out=tmp_path / "run", quiet=True))
     assert "\n" not in str(refused.value)
     assert not (tmp_path / "run").exists()
 
@@ -324,10 +325,10 @@ def test_a_field_that_cannot_be_is_refused_by_name(tmp_path, data, fields, sente
 def test_the_running_average_is_what_is_evaluated_and_saved(tmp_path, data, capsys):
     plain, average = tmp_path / "plain", tmp_path / "average"
     for out, decay in ((plain, 0.0), (average, 0.75)):
-        train(quick_detector(epochs=1, ema_decay=decay), data=data, out=out, quiet=True)
+        train(quick_detector(epochs=1, ema_decay=decay), Request(data=data, out=out, quiet=True))
     assert rows(plain, "losses.jsonl") == rows(average, "losses.jsonl")
     begun = tmp_path / "begun"
-    train(quick_detector(epochs=1, lr_per_256=1e-30, weight_decay=0.0), data=data, out=begun, quiet=True)
+    train(quick_detector(epochs=1, lr_per_256=1e-30, weight_decay=0.0), Request(data=data, out=begun, quiet=True))
     name = "roi_heads.box_head.fc6.weight"
     at_first, at_last, between = (load_file(out / "weights.safetensors")[name] for out in (begun, plain, average))
     assert 0 < (between - at_first).norm() < (at_last - at_first).norm()
@@ -337,7 +338,7 @@ def test_the_running_average_is_what_is_evaluated_and_saved(tmp_path, data, caps
 
 @pytest.mark.usefixtures("no_pictures")
 def test_a_batch_in_parts_moves_the_weights_as_often(tmp_path, data, quick):
-    train(quick_detector(**RANDOM, accumulate=2), data=data, out=tmp_path / "run", quiet=True)
+    train(quick_detector(**RANDOM, accumulate=2), Request(data=data, out=tmp_path / "run", quiet=True))
     parts, whole = rows(tmp_path / "run", "losses.jsonl"), rows(quick, "losses.jsonl")
     assert [(row["update"], row["lr"]) for row in parts] == [(row["update"], row["lr"]) for row in whole]
     # Proposals are sampled anew for each part, and batch norms see less.
@@ -356,8 +357,8 @@ def test_a_loss_that_is_not_finite_keeps_the_weights_of_the_epoch_before(tmp_pat
 
     monkeypatch.setattr(detection, "rcnn_losses", spoiled_losses)
     with pytest.raises(UserError, match="became nan at update 2 of epoch 2; training stopped"):
-        train(quick_detector(epochs=3), data=data, out=out, quiet=True)
-    saved = Detector.load(out)
+        train(quick_detector(epochs=3), Request(data=data, out=out, quiet=True))
+    saved = load_detector(out)
     assert saved.epoch == 1
     assert all(tensor.isfinite().all() for tensor in saved.model.state_dict().values())
 
@@ -369,10 +370,10 @@ def test_a_loss_that_is_not_finite_keeps_the_weights_of_the_epoch_before(tmp_pat
 def test_a_classification_run_fills_the_backbone(tmp_path, data, capsys):
     folders = colour_folders(tmp_path / "folders")
     before = quick_recipe(model="halonet_tiny", choices=("stem=conv7",), image_px=32, epochs=1)
-    classification.train(before, data=str(folders), out=tmp_path / "before", quiet=True)
+    train(before, Request(data=str(folders), out=tmp_path / "before", quiet=True))
     capsys.readouterr()
     recipe = quick_detector(epochs=1, lr_per_256=1e-30, weight_decay=0.0)
-    train(recipe, data=data, out=tmp_path / "after", init_from=str(tmp_path / "before"))
+    train(recipe, Request(data=data, out=tmp_path / "after", init_from=str(tmp_path / "before")))
     given, ours = (load_file(tmp_path / run / "weights.safetensors") for run in ("before", "after"))
     learned = [name for name in given if name.endswith("weight") and not name.startswith("head.")]
     assert len(learned) > 20
@@ -387,7 +388,7 @@ def test_a_classification_run_fills_the_backbone(tmp_path, data, capsys):
 def test_a_detection_run_fills_all_but_what_stands_for_other_classes(tmp_path, quick):
     data = tiny_scenes(tmp_path / "data", categories={5: "red", 6: "blue"}, train=4, val=2)
     recipe = quick_detector(epochs=1, lr_per_256=1e-30, weight_decay=0.0)
-    train(recipe, data=data, out=tmp_path / "after", init_from=str(quick), quiet=True)
+    train(recipe, Request(data=data, out=tmp_path / "after", init_from=str(quick), quiet=True))
     given, ours = (load_file(out / "weights.safetensors") for out in (quick, tmp_path / "after"))
     assert ours["roi_heads.box_predictor.cls_score.weight"].shape == (3, 16)
     other = {name for name in ours if not torch.equal(ours[name], given[name])}
@@ -396,5 +397,7 @@ def test_a_detection_run_fills_all_but_what_stands_for_other_classes(tmp_path, q
     assert all(name.startswith(of_classes) or ".running_" in name or "num_batches" in name for name in other)
     assert len([name for name in other if name.startswith(of_classes)]) == 6
     with pytest.raises(UserError, match="give the same backbone and widths"):
-        train(quick_detector(fpn_width=12), data=data, out=tmp_path / "wider", init_from=str(quick), quiet=True)
+        train(
+            quick_detector(fpn_width=12), Request(data=data, out=tmp_path / "wider", init_from=str(quick), quiet=True)
+        )
     assert not (tmp_path / "wider").exists()

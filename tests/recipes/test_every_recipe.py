@@ -9,10 +9,10 @@ import pytest
 from runs.colour_folders import colour_folders
 from runs.tiny_scenes import TINY, draw_nothing, tiny_scenes
 
-from parhelion.classification import plots
-from parhelion.classification import task as classification
-from parhelion.detection import task as detection
+from parhelion.classification import album
 from parhelion.recipes.table import RECIPES, recipe
+from parhelion.runs.request import Request
+from parhelion.runs.trainer import train
 
 CLASSIFIERS = [name for name in RECIPES if recipe(name).task == "classification"]
 DETECTORS = [name for name in RECIPES if recipe(name).task == "detection"]
@@ -56,8 +56,8 @@ def shortened(name):
 def test_every_recipe_trains(name, data, tmp_path, monkeypatch):
     # They take longer than two updates, and are the same for every recipe.
     for picture in ("draw_scores", "draw_sheet"):
-        monkeypatch.setattr(plots, picture, lambda *_: None)
-    result = classification.train(shortened(name), data=str(data), out=tmp_path / "run", quiet=True)
+        monkeypatch.setattr(album, picture, lambda *_: None)
+    result = train(shortened(name), Request(data=str(data), out=tmp_path / "run", quiet=True))
     assert math.isfinite(result["loss"])
     assert result["val_images"] == 15
     # Large networks would fill the disk where pytest keeps the folders of the last runs.
@@ -67,7 +67,7 @@ def test_every_recipe_trains(name, data, tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", DETECTORS)
 def test_every_detector_trains(name, scenes, tmp_path, monkeypatch):
     draw_nothing(monkeypatch)
-    result = detection.train(replace(shortened(name), **TINY), data=scenes, out=tmp_path / "run", quiet=True)
+    result = train(replace(shortened(name), **TINY), Request(data=scenes, out=tmp_path / "run", quiet=True))
     losses = [json.loads(line)["loss"] for line in (tmp_path / "run" / "losses.jsonl").read_text().splitlines()]
     assert len(losses) == 2
     assert all(map(math.isfinite, losses))

@@ -9,10 +9,10 @@ from runs.interrupted_runs import assert_same_run, stop_at
 from runs.tiny_scenes import draw_nothing as draw_no_detections
 from runs.tiny_scenes import quick_detector, tiny_scenes
 
-from parhelion.classification import plots
-from parhelion.classification import task as classification
-from parhelion.detection import task as detection
+from parhelion.classification import album
 from parhelion.errors import UserError
+from parhelion.runs.request import Request
+from parhelion.runs.trainer import train
 
 # The last map has 1/8 of the image's side; that of the detector's backbone 1/16.
 SMALLEST, SMALLEST_DETECTED = 8, 16
@@ -50,23 +50,23 @@ def rows(out):
 )
 def test_one_image_at_a_time_is_refused_before_training(data, tmp_path, model, parts, words):
     with pytest.raises(UserError, match=rf"^{words}, and of one image of 8 pixels batch norm gets one value"):
-        classification.train(smallest(model=model, **parts), data=str(data), out=tmp_path / "run", quiet=True)
+        train(smallest(model=model, **parts), Request(data=str(data), out=tmp_path / "run", quiet=True))
     assert not (tmp_path / "run").exists()
 
 
 def test_a_single_training_image_is_refused_before_training(tmp_path):
     images = tiny_scenes(tmp_path / "data", train=1, val=1)
     with pytest.raises(UserError, match=r"^there is one training image, and of one image of 16 pixels batch norm"):
-        detection.train(quick_detector(image_px=SMALLEST_DETECTED), data=images, out=tmp_path / "run", quiet=True)
+        train(quick_detector(image_px=SMALLEST_DETECTED), Request(data=images, out=tmp_path / "run", quiet=True))
 
 
 def test_one_image_at_a_time_trains_where_every_map_is_larger_or_every_norm_is_frozen(data, tmp_path, capsys):
     alone = {"batch": 12, "accumulate": 12, "updates": 1}
-    classification.train(smallest(image_px=9, **alone), data=str(data), out=tmp_path / "larger")
+    train(smallest(image_px=9, **alone), Request(data=str(data), out=tmp_path / "larger"))
     said = capsys.readouterr().err
     assert "batch is 12 in 12 parts, so one image comes at a time: batch norm takes its statistics from that" in said
     frozen = smallest(freeze=4, **alone)
-    classification.train(frozen, data=str(data), out=tmp_path / "frozen")
+    train(frozen, Request(data=str(data), out=tmp_path / "frozen"))
     assert "batch norm" not in capsys.readouterr().err
 
 
@@ -75,7 +75,7 @@ def test_an_image_that_skipping_left_alone_is_left_out_and_counted(tmp_path, mon
     for number in range(6):
         truncate(next((images / "train" / "red").glob(f"{number}.*")))
     recipe = smallest(batch=2, epochs=2, on_bad_image="skip", checkpoint_updates=8, ema_decay=0.75)
-    classification.train(recipe, data=str(images), out=tmp_path / "whole")
+    train(recipe, Request(data=str(images), out=tmp_path / "whole"))
     said = capsys.readouterr().out
     alone = [line for line in said.splitlines() if "it came alone in its batch" in line]
     assert alone
@@ -89,8 +89,8 @@ def test_an_image_that_skipping_left_alone_is_left_out_and_counted(tmp_path, mon
     out = tmp_path / "killed"
     stop_at(monkeypatch, 19, killed)
     with pytest.raises(RuntimeError, match="killed"):
-        classification.train(recipe, data=str(images), out=out, quiet=True)
-    classification.train(recipe, data=str(images), out=out, resume=True, quiet=True)
+        train(recipe, Request(data=str(images), out=out, quiet=True))
+    train(recipe, Request(data=str(images), out=out, resume=True, quiet=True))
     assert_same_run(out, tmp_path / "whole")
 
 
@@ -106,16 +106,16 @@ def scenes(tmp_path_factory):
 def test_a_detector_refuses_one_image_at_a_time_where_none_is_large_enough(scenes, tmp_path, capsys):
     alone = quick_detector(image_px=SMALLEST_DETECTED, batch=1, epochs=1, warmup_epochs=0.5)
     with pytest.raises(UserError, match=r"^batch is 1, so one image comes at a time, and of one image of 16 pixels"):
-        detection.train(alone, data=scenes, out=tmp_path / "run", quiet=True)
+        train(alone, Request(data=scenes, out=tmp_path / "run", quiet=True))
     assert not (tmp_path / "run").exists()
-    detection.train(replace(alone, norm="frozen"), data=scenes, out=tmp_path / "frozen")
+    train(replace(alone, norm="frozen"), Request(data=scenes, out=tmp_path / "frozen"))
     assert "batch norm" not in capsys.readouterr().err
 
 
 def test_a_detector_leaves_out_images_that_are_scaled_too_small_for_a_batch_of_their_own(scenes, tmp_path, capsys):
     # Some of the images are scaled to at most 16 pixels, the others are larger.
     recipe = quick_detector(image_px=32, jitter=(0.3, 1.0), batch=1, epochs=2, warmup_epochs=0.5)
-    detection.train(recipe, data=scenes, out=tmp_path / "run")
+    train(recipe, Request(data=scenes, out=tmp_path / "run"))
     said = capsys.readouterr()
     alone = [line for line in said.out.splitlines() if "it came alone in its batch" in line]
     assert 0 < len(alone) < 4

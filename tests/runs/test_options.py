@@ -10,10 +10,11 @@ from runs.colour_folders import colour_folders, quick_recipe
 from safetensors.torch import load_file
 from timm.models import checkpoint_seq
 
-from parhelion.classification import plots
+from parhelion.classification import album
 from parhelion.classification.recipe import ClassificationRecipe
-from parhelion.classification.saved import Classifier
-from parhelion.classification.task import train
+from parhelion.classification.saved import load_classifier
+from parhelion.runs.request import Request
+from parhelion.runs.trainer import train
 
 # With pictures of 16 pixels of 32, so that crops differ.
 BASE = quick_recipe(model="halonet_tiny", epochs=1, warmup_epochs=0.25, drop_path=0.0, dropout=0.0, ema_decay=0.0)
@@ -56,8 +57,8 @@ def trained(data, tmp_path_factory):
             known[recipe] = tmp_path_factory.mktemp("runs") / "run"
             with pytest.MonkeyPatch.context() as monkeypatch:
                 for picture in ("draw_scores", "draw_sheet"):
-                    monkeypatch.setattr(plots, picture, lambda *_: None)
-                train(recipe, data=str(data), out=known[recipe], quiet=True)
+                    monkeypatch.setattr(album, picture, lambda *_: None)
+                train(recipe, Request(data=str(data), out=known[recipe], quiet=True))
         return known[recipe]
 
     return of
@@ -138,7 +139,7 @@ def test_checkpoints_are_as_many_and_as_close_as_asked(trained):
 
 
 def test_sharding_says_when_there_is_nobody_to_share_with(data, tmp_path, capsys):
-    train(replace(BASE, sharding="fsdp", updates=1), data=str(data), out=tmp_path / "run")
+    train(replace(BASE, sharding="fsdp", updates=1), Request(data=str(data), out=tmp_path / "run"))
     assert "sharding is fsdp, but one process alone holds all weights" in capsys.readouterr().err
 
 

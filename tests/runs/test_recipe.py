@@ -5,9 +5,9 @@ import pytest
 from runs.colour_folders import quick_recipe
 from runs.tiny_scenes import quick_detector
 
-from parhelion.errors import UserError
 from parhelion.classification.recipe import ClassificationRecipe
 from parhelion.detection.recipe import DetectionRecipe
+from parhelion.errors import UserError
 from parhelion.recipes.table import RECIPES, recipe
 
 WRONG = [

@@ -14,13 +14,15 @@ import torch
 from runs.colour_folders import colour_folders, quick_recipe, truncate
 from runs.interrupted_runs import assert_same_run, saved, stop_at
 
-from parhelion.classification import plots, scores
-from parhelion.classification.task import train
+from parhelion.classification import album, scores
 from parhelion.cli import main
 from parhelion.errors import UserError
 from parhelion.files.lock import LOCK, RunLock
 from parhelion.files.run_folder import saved_recipe
-from parhelion.runs.keeping import Begun, check_moved
+from parhelion.runs.request import Request
+from parhelion.runs.resume import Begun, check_images
+from parhelion.runs.task import Images
+from parhelion.runs.trainer import train
 from parhelion.train import checkpoint
 from parhelion.train.checkpoint import Checkpoint
 from parhelion.train.stopping import Stopped
@@ -57,7 +59,7 @@ def whole(data, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "whole"
     with pytest.MonkeyPatch.context() as monkeypatch:
         draw_nothing(monkeypatch)
-        train(quick_recipe(**CHANGES), data=str(data), out=out, quiet=True)
+        train(quick_recipe(**CHANGES), Request(data=str(data), out=out, quiet=True))
     return out
 
 
@@ -82,9 +84,7 @@ def test_a_run_killed_at_random_instants_ends_as_if_it_had_not_been(data, whole,
     fork = multiprocessing.get_context("fork")
     while True:
         before = time.time()
-        process = fork.Process(
-            target=train, args=(recipe,), kwargs={"data": str(data), "out": out, "resume": True, "quiet": True}
-        )
+        process = fork.Process(target=train, args=(recipe, Request(data=str(data), out=out, resume=True, quiet=True)))
         process.start()
         if kills < 4:
             while process.is_alive() and not has_saved_since(out, before):
@@ -110,10 +110,10 @@ def test_a_run_that_is_asked_to_stop_saves_says_so_and_goes_on(data, whole, tmp_
     out, recipe = tmp_path / "run", replace(quick_recipe(**CHANGES), checkpoint_updates=0)
     stop_at(monkeypatch, 5, lambda: os.kill(os.getpid(), number))
     with pytest.raises(Stopped, match=rf"stopped; parhelion train --resume {out} goes on") as stopped:
-        train(recipe, data=str(data), out=out, quiet=True)
+        train(recipe, Request(data=str(data), out=out, quiet=True))
     assert stopped.value.code == code
     assert saved(out) == ["000000004", "000000006"]
-    train(recipe, data=str(data), out=out, resume=True, quiet=True)
+    train(recipe, Request(data=str(data), out=out, resume=True, quiet=True))
     assert_same_run(out, whole)
 
 
@@ -129,10 +129,10 @@ def test_an_evaluation_stops_at_once_and_is_done_again(data, whole, tmp_path, mo
 
     monkeypatch.setattr(scores, "outcome", lambda model, loader: evaluate(model, asked(model, loader)))
     with pytest.raises(Stopped):
-        train(quick_recipe(**CHANGES), data=str(data), out=out, quiet=True)
+        train(quick_recipe(**CHANGES), Request(data=str(data), out=out, quiet=True))
     assert seen == [0]
     monkeypatch.setattr(scores, "outcome", evaluate)
-    train(quick_recipe(**CHANGES), data=str(data), out=out, resume=True, quiet=True)
+    train(quick_recipe(**CHANGES), Request(data=str(data), out=out, resume=True, quiet=True))
     assert_same_run(out, whole)
 
 
@@ -142,7 +142,7 @@ def test_a_damaged_checkpoint_costs_the_updates_since_the_one_before(data, whole
     shutil.copytree(whole, out)
     (out / plots.SHEET).unlink()
     truncate(next((out / "checkpoints" / f"{UPDATES:09d}").glob("*.safetensors")))
-    train(quick_recipe(**CHANGES), data=str(data), out=out, resume=True)
+    train(quick_recipe(**CHANGES), Request(data=str(data), out=out, resume=True))
     said = capsys.readouterr()
     assert "is damaged" in said.err
     assert f"going on with {out} after update {UPDATES - 1} of {UPDATES}" in said.out
@@ -159,27 +159,27 @@ def test_a_full_disk_is_one_sentence_and_the_run_goes_on_when_there_is_room(data
             raise OSError(28, "No space left on device")
         flush(path)
 
-    module = "checkpoints" if place == "a checkpoint" else "atomic"
-    monkeypatch.setattr(f"parhelion.train.{module}.flush_to_disk", full)
+    module = "train.checkpoint" if place == "a checkpoint" else "files.atomic"
+    monkeypatch.setattr(f"parhelion.{module}.flush_to_disk", full)
     with pytest.raises(UserError, match=r"^cannot write .*No space left on device"):
-        train(quick_recipe(**CHANGES), data=str(data), out=out, quiet=True)
-    monkeypatch.setattr(f"parhelion.train.{module}.flush_to_disk", flush)
+        train(quick_recipe(**CHANGES), Request(data=str(data), out=out, quiet=True))
+    monkeypatch.setattr(f"parhelion.{module}.flush_to_disk", flush)
     assert not list(out.rglob(".*"))
     assert all(checkpoint.why_not_whole(folder) is None for folder in (out / "checkpoints").iterdir())
-    train(quick_recipe(**CHANGES), data=str(data), out=out, resume=True, quiet=True)
+    train(quick_recipe(**CHANGES), Request(data=str(data), out=out, resume=True, quiet=True))
     assert_same_run(out, whole)
 
 
 def test_a_finished_run_and_another_recipe_are_not_gone_on_with(data, whole):
     again = {"data": str(data), "out": whole, "resume": True, "quiet": True}
     with pytest.raises(UserError, match=f"is finished; to train on, start another one with --init-from {whole}"):
-        train(quick_recipe(**CHANGES), **again)
+        train(quick_recipe(**CHANGES), Request(**again))
     with pytest.raises(
         UserError, match=r"another recipe: epochs was 3 and is 4, mixup was 0.2 and is 0.0; resume with"
     ):
-        train(replace(quick_recipe(**CHANGES), epochs=4, mixup=0.0), **again)
+        train(replace(quick_recipe(**CHANGES), epochs=4, mixup=0.0), Request(**again))
     with pytest.raises(UserError, match="knows 3 classes, but bundled has 10"):
-        train(quick_recipe(**CHANGES), **(again | {"data": "bundled"}))
+        train(quick_recipe(**CHANGES), Request(**(again | {"data": "bundled"})))
 
 
 def contents(folder):
@@ -197,7 +197,7 @@ def test_a_run_that_another_process_trains_is_left_alone(data, whole, tmp_path):
         other.take()
         before = contents(out)
         with pytest.raises(UserError, match=rf"the run in {out} is in use by process {os.getpid()} on .* since 20"):
-            train(recipe, data=str(data), out=out, resume=True, quiet=True)
+            train(recipe, Request(data=str(data), out=out, resume=True, quiet=True))
         assert contents(out) == before
     # A run that two processes begin at once.
     new = tmp_path / "new"
@@ -206,9 +206,9 @@ def test_a_run_that_another_process_trains_is_left_alone(data, whole, tmp_path):
         before = contents(new)
         for resume in (False, True):
             with pytest.raises(UserError, match=f"the run in {new} is in use"):
-                train(recipe, data=str(data), out=new, resume=resume, quiet=True)
+                train(recipe, Request(data=str(data), out=new, resume=resume, quiet=True))
         assert contents(new) == before
-    train(recipe, data=str(data), out=out, resume=True, quiet=True)
+    train(recipe, Request(data=str(data), out=out, resume=True, quiet=True))
     assert_same_run(out, whole)
     assert not (out / LOCK).exists()
 
@@ -223,11 +223,11 @@ def test_other_images_are_not_gone_on_with(data, whole, tmp_path):
     again = {"data": str(images), "out": out, "resume": True, "quiet": True}
     shutil.copy(images / "train" / "red" / "1.png", images / "train" / "red" / "again.png")
     with pytest.raises(UserError, match=r"begun with 33 training images, but .* has 34; resume with the images"):
-        train(quick_recipe(**CHANGES), **again)
+        train(quick_recipe(**CHANGES), Request(**again))
     for split in ("train", "val"):
         (images / split / "red").rename(images / split / "scarlet")
     with pytest.raises(UserError, match=r"class 2 of the checkpoint is 'red', but .* 'scarlet'"):
-        train(quick_recipe(**CHANGES), **again)
+        train(quick_recipe(**CHANGES), Request(**again))
 
 
 @pytest.mark.usefixtures("no_pictures")
@@ -246,8 +246,8 @@ def test_images_are_known_by_what_they_are_not_by_how_they_are_spelled(data, who
 
     for folder, spelled in ((work, "photos/"), (tmp_path, "work/photos")):
         monkeypatch.chdir(folder)
-        (out / plots.SHEET).unlink()
-        train(recipe, data=spelled, out=out, resume=True, quiet=True)
+        (out / album.SHEET).unlink()
+        train(recipe, Request(data=spelled, out=out, resume=True, quiet=True))
     assert resume() == (0, "", ["photos", str(work)])
 
     (work / "photos").rename(tmp_path / "moved")
@@ -266,26 +266,26 @@ def test_images_are_known_by_what_they_are_not_by_how_they_are_spelled(data, who
     assert "they are as many, but names or sizes of files differ" in said
 
 
-def test_without_a_digest_classes_and_numbers_decide(tmp_path):
-    before = {"train_images": 5, "class_names": ["a"], "digest": None}
-    checkpoint = Checkpoint(tmp_path, {"images": before})
+def test_without_files_the_name_says_which_images_they_are(tmp_path):
+    facts = {"train_images": 5, "class_names": ["a"], "digest": None, "readers": None}
+    images = Images(source="hfds/other", facts=facts, val_images=3)
     begun = Begun(
         folder=tmp_path,
         resolved={"data": "hfds/other"},
         checkpoints=None,
         resumed=True,
-        checkpoint=checkpoint,
+        checkpoint=Checkpoint(tmp_path, {"images": facts}),
         moved=True,
     )
     (tmp_path / "recipe.json").write_text('{"data": "torch/one"}')
     with pytest.raises(UserError, match="another recipe: data was 'torch/one' and is 'hfds/other'"):
-        check_moved(begun, before, pytest.fail)
-    # A run of a version that kept none.
-    del before["digest"]
-    told = []
-    check_moved(begun, {**before, "digest": "0f"}, told.append)
-    assert "was begun with torch/one and goes on with hfds/other: classes and number of images are the same" in told[0]
-    check_moved(replace(begun, moved=False), before, pytest.fail)
+        check_images(begun, images, pytest.fail)
+    check_images(replace(begun, moved=False), images, pytest.fail)
+    # Files with the same names and sizes are the same images, wherever they lie.
+    known = {**facts, "digest": "0f"}
+    elsewhere = replace(begun, checkpoint=Checkpoint(tmp_path, {"images": known}))
+    check_images(elsewhere, replace(images, facts=known), pytest.fail)
+    check_images(replace(begun, checkpoint=None), replace(images, facts=known), pytest.fail)
 
 
 @pytest.mark.parametrize(
@@ -303,5 +303,5 @@ def test_a_damaged_record_is_one_sentence(data, whole, tmp_path, file, text, sen
     (out / plots.SHEET).unlink()
     (out / file).write_bytes(text)
     with pytest.raises(UserError, match=sentence):
-        train(quick_recipe(**CHANGES), data=str(data), out=out, resume=True, quiet=True)
+        train(quick_recipe(**CHANGES), Request(data=str(data), out=out, resume=True, quiet=True))
     assert (out / file).read_bytes() == text

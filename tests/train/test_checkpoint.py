@@ -10,7 +10,7 @@ from parhelion.errors import UserError
 from parhelion.train import checkpoint as module
 from parhelion.train.checkpoint import STATE, Checkpoints, why_not_whole
 from parhelion.train.optimization import Optimization, build_optimizer, cosine_schedule
-from parhelion.train.state import Moving
+from parhelion.train.state import TrainState
 
 FACTS = {"state": {"update": 7, "loss_total": 0.1 + 0.2}}
 
@@ -107,7 +107,7 @@ def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path):
         Checkpoints(tmp_path / "file" / "checkpoints", Accelerator(cpu=True), keep=1).save(1, tensors(), FACTS)
 
 
-def moving(optimizer, *, layers=2):
+def train_state(optimizer, *, layers=2):
     torch.manual_seed(3)
     model = nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), *[nn.Conv2d(5, 5, 1) for _ in range(layers - 1)])
     model.to(memory_format=torch.channels_last)
@@ -118,7 +118,7 @@ def moving(optimizer, *, layers=2):
     optimization = Optimization(
         optimizer=accelerator.prepare_optimizer(built), schedule=schedule, ema=ema, ema_source=model
     )
-    return Moving(accelerator=accelerator, model=model, optimization=optimization)
+    return TrainState(accelerator=accelerator, model=model, optimization=optimization)
 
 
 def updates(run, first, last):
@@ -133,9 +133,9 @@ def updates(run, first, last):
 
 @pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adamw", "lamb", "lion"])
 def test_a_run_that_is_put_back_moves_on_to_the_last_bit(kept, optimizer):
-    whole, resumed = moving(optimizer), moving(optimizer)
+    whole, resumed = train_state(optimizer), train_state(optimizer)
     updates(whole, 0, 4)
-    kept.save(4, whole.tensors(), {"moving": whole.facts()})
+    kept.save(4, whole.tensors(), {"train_state": whole.facts()})
     updates(whole, 4, 9)
     resumed.restore(kept.newest(silent))
     updates(resumed, 4, 9)
@@ -147,6 +147,6 @@ def test_a_run_that_is_put_back_moves_on_to_the_last_bit(kept, optimizer):
 
 
 def test_a_checkpoint_of_another_model_is_refused(kept):
-    kept.save(1, moving("sgd").tensors(), {"moving": moving("sgd").facts()})
+    kept.save(1, train_state("sgd").tensors(), {"train_state": train_state("sgd").facts()})
     with pytest.raises(UserError, match=r"lacks 4 tensors of this run \(first: ema\.3\.bias"):
-        moving("sgd", layers=3).restore(kept.newest(silent))
+        train_state("sgd", layers=3).restore(kept.newest(silent))

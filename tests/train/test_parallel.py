@@ -72,7 +72,7 @@ def test_a_synchronised_norm_alone_or_in_evaluation_is_the_plain_one():
 def test_a_precision_that_cannot_be_had_is_one_sentence():
     if torch.accelerator.is_available():
         pytest.skip("an accelerator has fp16")
-    with pytest.raises(UserError, match="precision is fp16, which cannot be had"):
+    with pytest.raises(UserError, match="precision is fp16, which is not supported"):
         accelerator_for("fp16")
 
 

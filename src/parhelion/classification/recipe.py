@@ -10,7 +10,9 @@ from parhelion.runs.recipe import RULES, Recipe, Rules, share
 
 if TYPE_CHECKING:
     # Imported where they are used: they bring torch, and a list of recipes should not wait for it.
+    from parhelion.classification.task import Classification
     from parhelion.data.transforms import Augmentation, Preprocessing
+    from parhelion.runs.request import Request
 
 # fmt: off
 OWN_RULES: Rules = {
@@ -67,6 +69,11 @@ class ClassificationRecipe(Recipe):
     """Height and width of the images in evaluation, in pixels; 0: as in training."""
     interpolation: Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"] = "bicubic"
     """How images are resized."""
+
+    def open(self, request: Request, *, processes: int = 1) -> Classification:
+        from parhelion.classification.task import Classification
+
+        return Classification(self, request, processes=processes)
 
     @property
     def compiled(self) -> bool:

@@ -1,80 +1,208 @@
-"""Classification: a recipe's images, its network, how it is scored, and the pictures of that."""
+"""Classification: a recipe's images, its network, how it is scored and saved, and the pictures of that."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import broadcast, gather_object
 from timm.data.mixup import Mixup, mixup_target
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from parhelion.classification import plots, scores
-from parhelion.classification.ingredients import check_some_images, image_facts, train_loader, untrained, val_loader
+from parhelion.classification import album, scores
 from parhelion.classification.recipe import ClassificationRecipe
-from parhelion.classification.saved import Classifier
-from parhelion.data.balance import class_numbers, class_weights
-from parhelion.data.samples import Share, image_count
+from parhelion.classification.saved import Classifier, save_classifier
+from parhelion.classification.scores import Outcome
+from parhelion.data.balance import Balanced, class_numbers, class_weights
+from parhelion.data.identity import digest
+from parhelion.data.loaders import make_loader
+from parhelion.data.samples import Share, Stream, image_count
 from parhelion.data.sources import Source, open_source
 from parhelion.data.sources.folders import FolderImages
 from parhelion.data.sources.held_out import HELD_OUT, check_same, record
-from parhelion.errors import UserError
-from parhelion.models.adapt import Adaptation
+from parhelion.data.transforms import eval_transform, train_transform
+from parhelion.errors import UserError, nearest
+from parhelion.models.catalog import create_model, model_info
 from parhelion.models.count import multiply_adds
-from parhelion.models.resnet import ResNet
-from parhelion.runs import trainer
-from parhelion.runs.images import check_same_images, this_process, until_stopped
 from parhelion.runs.initial import initialise
-from parhelion.train import loop, parallel
-from parhelion.train.stopping import StopRequest
+from parhelion.runs.request import Request
+from parhelion.runs.task import Images, Network, Scores, Task, choices_in_words
+from parhelion.train import loop
 
 
-def train(  # noqa: PLR0913  every argument is the user's choice
-    recipe: ClassificationRecipe,
-    *,
-    data: str,
-    out: str | Path,
-    data_dir: Path | None = None,
-    download: bool = False,
-    val_share: float | None = None,
-    init_from: str | None = None,
-    resume: bool = False,
-    track: Sequence[str] = (),
-    quiet: bool = False,
-) -> dict[str, Any]:
-    """Train `recipe` on the source `data` and leave recipe, metrics, weights and pictures in the folder `out`.
+class Classification(Task):
+    """One classification run."""
 
-    val_share: Share of each class to hold out and validate on, of a folder that holds the class folders itself; which
-        images these are is kept in held_out.json.
-    init_from: Weights to start from: a run, a .safetensors file, hf-hub:OWNER/NAME or timm:NAME; what was loaded,
-        adapted and dropped is printed, and kept in init.json.
-    resume: Go on with the run in `out`, from its last good checkpoint; where `out` holds none, begin one.
-    track: `tensorboard`, `wandb`: where the metrics go besides the folder.
+    best_by = "top1"
+    last_picture = album.SHEET
 
-    Returns model, source, params, multiply_adds, train_images, val_images, epochs, seconds (of this process's part
-    of the loop with its evaluations), the last epoch's loss, top1 and top5 (shares), and out. The weights are those of
-    the last complete epoch at any time. Two runs of one recipe on a CPU give identical metrics but for the times,
-    whether or not one was interrupted. Under torchrun every process calls this; only the first writes.
+    def __init__(self, recipe: ClassificationRecipe, request: Request, *, processes: int = 1) -> None:
+        """Open the images of `request`; `processes` take part in the run."""
+        self.recipe = recipe
+        self.source: Source = open_source(
+            request.data,
+            data_dir=request.data_dir,
+            download=request.download,
+            in_chans=recipe.in_chans,
+            val_share=request.val_share,
+        )
+        before = request.out / HELD_OUT
+        if request.resume and request.val_share is not None and before.is_file():
+            check_same(cast("FolderImages", self.source.images("val")), before)
+        check_some_images(self.source)
+        self.images = _images(recipe, self.source, request.val_share, processes)
 
-    Raises UserError for whatever the user can mend, before `out` is made where that can be known by then; Stopped
-    after Ctrl-C or SIGTERM, when a checkpoint is saved.
-    """
-    request = trainer.Request(
-        data=data,
-        out=Path(out),
-        data_dir=data_dir,
-        download=download,
-        val_share=val_share,
-        init_from=init_from,
-        resume=resume,
-        track=track,
-        quiet=quiet,
+    def network(self, init_from: str | None) -> Network:
+        recipe, arguments = self.recipe, self._model_arguments()
+        # Attention reads channels-last maps as they are, and convolutions are faster on them.
+        model = _built(recipe, arguments).to(memory_format=torch.channels_last)
+        adaptation = None
+        if init_from is not None:
+            images = recipe.preprocessing()
+            names, normalised = self.source.class_names, (images.mean, images.std)
+            adaptation = initialise(model, init_from, class_names=names, normalised=normalised)
+        weights = None
+        if recipe.class_weights == "balanced":
+            numbers = class_numbers(self.source.images("train"), source=self.source.name, field="class_weights")
+            weights = class_weights(numbers, arguments["num_classes"])
+        losses = cross_entropy(recipe, arguments["num_classes"], weights)
+        return Network(model=model, losses=losses, backbone=model, adaptation=adaptation)
+
+    def loader(self, split: Literal["train", "val"], share: Share) -> DataLoader[Any]:
+        recipe, images = self.recipe, self.source.images(split)
+        if split == "train":
+            transform = train_transform(recipe.preprocessing(recipe.image_px), recipe.augmentation())
+            if recipe.sampling == "balanced":
+                images = Balanced(images, class_numbers(images, source=self.source.name, field="sampling"))
+        else:
+            transform = eval_transform(recipe.preprocessing())
+        return make_loader(
+            images,
+            transform,
+            batch=recipe.batch,
+            train=split == "train",
+            workers=recipe.workers,
+            seed=recipe.seed if split == "train" else 0,
+            on_bad_image=recipe.on_bad_image,
+            share=share,
+        )
+
+    def outcome(self, model: nn.Module, batches: Iterable[loop.Batch]) -> Outcome:
+        return scores.outcome(model, batches)
+
+    def scores(self, outcomes: Sequence[Outcome], epoch: int) -> Scores:
+        outcome = outcomes[0] if len(outcomes) == 1 else scores.merged(outcomes)
+        metrics = outcome.metrics()
+        loss, top1, top5 = (metrics[name] for name in ("loss", "top1", "top5"))
+        if not math.isfinite(loss):
+            raise UserError(
+                f"the validation loss became {loss} after epoch {epoch}; training stopped, and the last good weights "
+                "are kept"
+            )
+        # A stream's number of images is what somebody wrote beside it.
+        told, found, name = self.images.val_images, len(outcome.target), self.source.name
+        return Scores(
+            metrics=metrics,
+            row={"val_loss": loss, "top1": top1, "top5": top5},
+            line=f"val loss {loss:.4f}  top-1 {100 * top1:.2f}%  top-5 {100 * top5:.2f}%",
+            skipped=outcome.skipped,
+            notes=(f"{name} has {found} validation images, not {told} as it says",) if found > told else (),
+        )
+
+    def save(self, path: Path, model: nn.Module, *, epoch: int, metrics: Mapping[str, float]) -> None:
+        classifier = Classifier(
+            model=model,
+            name=self.recipe.model,
+            arguments=self._model_arguments(),
+            class_names=tuple(self.source.class_names),
+            preprocessing=self.recipe.preprocessing(),
+            epoch=epoch,
+            metrics=dict(metrics),
+        )
+        save_classifier(path, classifier)
+
+    def draw(self, out: Path, rows: Sequence[Mapping[str, Any]], model: nn.Module, outcome: Outcome | None) -> None:
+        loader, names, title = self.loader("val", Share()), self.source.class_names, self._title()
+        if outcome is None:
+            # The processes' parts together are not in the order of the images.
+            outcome = scores.outcome(model, loader)
+        album.draw_scores(out, title, rows, outcome, names)
+        album.draw_sheet(out, title, outcome, loader, self.recipe.preprocessing(), names)
+
+    def costs(self, model: nn.Module) -> dict[str, int]:
+        side = self.recipe.image_px
+        return {**super().costs(model), "multiply_adds": multiply_adds(model, (side, side))}
+
+    def _title(self) -> str:
+        return f"{self.recipe.model} on {self.source.name}"
+
+    def _model_arguments(self) -> dict[str, Any]:
+        """What `create_model` is given besides the name, as it is saved."""
+        recipe = self.recipe
+        return {
+            "num_classes": len(self.source.class_names),
+            "in_chans": recipe.in_chans,
+            "image_size": recipe.image_px,
+            **_choices(recipe),
+        }
+
+
+def check_some_images(source: Source) -> None:
+    """Raise UserError where there is no image to train or to evaluate on."""
+    for images, kind in ((source.train, "training"), (source.val, "validation")):
+        if not image_count(images):
+            raise UserError(f"{source.name} has no {kind} image")
+
+
+def _images(recipe: ClassificationRecipe, source: Source, val_share: float | None, processes: int) -> Images:
+    train = source.images("train")
+    files = {}
+    if val_share is not None:
+        files[HELD_OUT] = record(cast("FolderImages", source.images("val")), val_share)
+    return Images(
+        source=source.name,
+        facts={
+            "train_images": image_count(train),
+            "class_names": list(source.class_names),
+            # Every process that reads, or each of its workers, takes shards of its own.
+            "readers": processes * max(1, recipe.workers) if isinstance(train, Stream) else None,
+            "digest": digest(train),
+        },
+        val_images=image_count(source.val),
+        found=source.line(),
+        files=files,
     )
-    return trainer.run(recipe, request, lambda: Classification(recipe, request))
+
+
+def _choices(recipe: ClassificationRecipe) -> dict[str, Any]:
+    """The choices of the recipe's model. Raises UserError for what is none, such as what other fields say."""
+    given, known = recipe.model_choices(), model_info(recipe.model).choices
+    for name in given.keys() - known.keys():
+        offer = nearest(name, known) or f"; it takes {', '.join(sorted(known))}"
+        raise UserError(f"choices holds {name!r}, but {recipe.model} has no such choice{offer}")
+    return given
+
+
+def _built(recipe: ClassificationRecipe, arguments: Mapping[str, Any]) -> nn.Module:
+    """The network with random weights. Raises UserError where it cannot be built, or not take the recipe's images."""
+    with choices_in_words(recipe):
+        model = create_model(recipe.model, drop_path=recipe.drop_path, drop_rate=recipe.dropout, **arguments)
+        # As a constant to the type checker: attributes of modules may be tensors.
+        min_px = cast("int", model.min_px)
+        if recipe.choices:
+            # Some impossible choices show at the first image only, such as a bottleneck of no channels.
+            _look_once(model, (1, recipe.in_chans, *[max(recipe.image_px, min_px)] * 2))
+    for name, side in (("image_px", recipe.image_px), ("eval_px", recipe.eval_px or recipe.image_px)):
+        if side < min_px:
+            raise UserError(f"{name} is {side}; {recipe.model} takes images of at least {min_px} pixels")
+    return model
+
+
+@torch.inference_mode()
+def _look_once(model: nn.Module, size: tuple[int, ...]) -> None:
+    model.eval()(torch.zeros(size))
+    model.train()
 
 
 def cross_entropy(recipe: ClassificationRecipe, classes: int, weights: Tensor | None = None) -> loop.Losses:
@@ -120,128 +248,3 @@ def _mixed(mix: Mixup, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]
         return images, alone
     mixed, soft = mix(images[:even], targets[:even])
     return torch.cat([mixed, images[even:]]), torch.cat([soft, alone])
-
-
-class Classification(trainer.Task):
-    """One classification run."""
-
-    best_by = "top1"
-    last_picture = plots.SHEET
-
-    def __init__(self, recipe: ClassificationRecipe, request: trainer.Request) -> None:
-        self.recipe = recipe
-        self.source: Source = open_source(
-            request.data,
-            data_dir=request.data_dir,
-            download=request.download,
-            in_chans=recipe.in_chans,
-            val_share=request.val_share,
-        )
-        self._val_share = request.val_share
-        begun = request.out / HELD_OUT
-        if request.resume and request.val_share is not None and begun.is_file():
-            check_same(cast("FolderImages", self.source.images("val")), begun)
-        self.title = f"{recipe.model} on {self.source.name}"
-        self._classifier: Classifier | None = None
-        self._val_loader: DataLoader[Any] | None = None
-        # Of the last evaluation, where this process looked at all images in the order of the data.
-        self._whole: scores.Outcome | None = None
-
-    @property
-    def classifier(self) -> Classifier:
-        """The network with all that is needed to use it."""
-        if self._classifier is None:
-            self._classifier = untrained(self.recipe, self.source)
-        return self._classifier
-
-    def check_images(
-        self, begun: Mapping[str, Any], now: Mapping[str, Any], accelerator: Accelerator, note: Callable[[str], None]
-    ) -> None:
-        check_some_images(self.source)
-        check_same_images(begun, now, self.source.name, note)
-
-    def images(self, accelerator: Accelerator) -> Mapping[str, Any]:
-        return image_facts(self.recipe, self.source, accelerator)
-
-    def images_line(self) -> str | None:
-        return self.source.line()
-
-    def image_files(self) -> Mapping[str, Any]:
-        if self._val_share is None:
-            return {}
-        return {HELD_OUT: record(cast("FolderImages", self.source.images("val")), self._val_share)}
-
-    def build(self) -> ResNet:
-        return cast("ResNet", self.classifier.model)
-
-    def initialise(self, spec: str) -> Adaptation:
-        ours, images = self.classifier, self.classifier.preprocessing
-        return initialise(ours.model, spec, class_names=ours.class_names, normalised=(images.mean, images.std))
-
-    def train_loader(self, accelerator: Accelerator) -> DataLoader[Any]:
-        return train_loader(self.recipe, self.source, accelerator)
-
-    def losses(self) -> loop.Losses:
-        classes, weights = len(self.source.class_names), None
-        if self.recipe.class_weights == "balanced":
-            samples = self.source.images("train")
-            weights = class_weights(class_numbers(samples, source=self.source.name, field="class_weights"), classes)
-        return cross_entropy(self.recipe, classes, weights)
-
-    def use(self, model: nn.Module) -> None:
-        self._classifier = replace(self.classifier, model=model)
-
-    def evaluate(self, epoch: int, accelerator: Accelerator, stop: StopRequest) -> trainer.Scores:
-        model = self.classifier.model
-        if self._val_loader is None:
-            self._val_loader = val_loader(self.recipe, self.source, Share(**this_process(accelerator)))
-        if accelerator.num_processes == 1:
-            outcome = self._whole = scores.outcome(model, until_stopped(self._val_loader, stop))
-        else:
-            # Without synchronised statistics each process has its own averages; those of the first are saved.
-            for buffer in model.buffers():
-                buffer.copy_(broadcast(buffer))
-            with parallel.agreed(accelerator):
-                mine = scores.outcome(model, until_stopped(self._val_loader, stop))
-            outcome = scores.merged(gather_object([mine]))
-        metrics = outcome.metrics()
-        if not math.isfinite(metrics["loss"]):
-            raise UserError(
-                f"the validation loss became {metrics['loss']} after epoch {epoch}; training stopped, and the "
-                "last good weights are kept"
-            )
-        self._classifier = replace(self.classifier, epoch=epoch, metrics=metrics)
-        values = {"val_loss": metrics["loss"], "top1": metrics["top1"], "top5": metrics["top5"]}
-        # A stream's number of images is what somebody wrote beside it.
-        told, found = image_count(self.source.val), len(outcome.target)
-        notes = (f"{self.source.name} has {found} validation images, not {told} as it says",) if found > told else ()
-        return trainer.Scores(values=values, skipped=outcome.skipped, notes=notes)
-
-    def save(self, path: Path) -> None:
-        self.classifier.save(path)
-
-    def line(self, row: Mapping[str, Any]) -> str:
-        return f"val loss {row['val_loss']:.4f}  top-1 {100 * row['top1']:.2f}%  top-5 {100 * row['top5']:.2f}%"
-
-    def draw(self, out: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-        loader, whole = self._val_loader, self._whole
-        if loader is None or whole is None:
-            # Never evaluated in this process, or the processes' parts together are not in the order of the data.
-            loader = val_loader(self.recipe, self.source, Share())
-            whole = scores.outcome(self.classifier.model, loader)
-        names = self.source.class_names
-        plots.draw_scores(out, self.title, rows, whole, names)
-        plots.draw_sheet(out, self.title, whole, loader, self.classifier.preprocessing, names)
-
-    def result(self) -> dict[str, Any]:
-        model, side = self.classifier.model, self.recipe.image_px
-        return {
-            "model": self.recipe.model,
-            "source": self.source.name,
-            "params": sum(parameter.numel() for parameter in model.parameters()),
-            "multiply_adds": multiply_adds(model, (side, side)),
-            "train_images": image_count(self.source.train),
-            "val_images": image_count(self.source.val),
-            "epochs": self.classifier.epoch,
-            **{name: self.classifier.metrics[name] for name in ("loss", "top1", "top5")},
-        }

@@ -10,7 +10,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from functools import partial
+from dataclasses import dataclass
 from importlib import import_module
 
 from parhelion.errors import UserError, nearest
@@ -46,7 +46,10 @@ parhelion COMMAND --help says more about each; parhelion --version prints {versi
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line on `arguments` (the process's own if None) and return the exit code."""
-    return exit_code(partial(_run, list(sys.argv[1:] if arguments is None else arguments)))
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    with _ending() as end:
+        _command(words)(words[1:])
+    return end.code
 
 
 @contextmanager
@@ -67,30 +70,51 @@ def _any_name_printed() -> Iterator[None]:
 @_any_name_printed()
 def exit_code(act: Callable[[], int | None]) -> int:
     """Do `act`, which may return a code, as a command does: no warnings, and one sentence for what stops it."""
-    try:
-        with warnings.catch_warnings():
-            if not sys.warnoptions:
-                warnings.simplefilter("ignore")
-            code = act()
-        sys.stdout.flush()
-    except UserError as error:
-        print(f"parhelion: {error}", file=sys.stderr)
-        return USER_MISTAKE
-    except Stopped as stopped:
-        print(f"parhelion: {stopped}", file=sys.stderr)
-        return stopped.code
-    except KeyboardInterrupt as interrupt:
-        print(f"parhelion: {str(interrupt) or 'stopped'}", file=sys.stderr)
-        return INTERRUPTED
-    except BrokenPipeError:
-        # Whoever read our output has enough; without this Python would complain once more when it exits.
-        with suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return PIPE_CLOSED
-    except SystemExit as done:
-        # tyro leaves this way after it printed a help text.
-        return int(done.code or 0)
-    return code or 0
+    with _ending() as end:
+        end.code = act() or 0
+    return end.code
+
+
+@dataclass
+class Ending:
+    """How a command ended."""
+
+    code: int = 0
+
+
+@contextmanager
+def _ending() -> Iterator[Ending]:
+    """Run a command in this: there are no warnings, and what stops it becomes one sentence and the code to exit with.
+
+    A context, not a function that calls the command, so that tracebacks and profiles show the command alone.
+    """
+    end = Ending()
+    with _any_name_printed():
+        try:
+            with warnings.catch_warnings():
+                if not sys.warnoptions:
+                    warnings.simplefilter("ignore")
+                yield end
+            sys.stdout.flush()
+        except UserError as error:
+            end.code = _said(error, USER_MISTAKE)
+        except Stopped as stopped:
+            end.code = _said(stopped, stopped.code)
+        except KeyboardInterrupt as interrupt:
+            end.code = _said(str(interrupt) or "stopped", INTERRUPTED)
+        except BrokenPipeError:
+            # Whoever read our output has enough; without this Python would complain once more when it exits.
+            with suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            end.code = PIPE_CLOSED
+        except SystemExit as done:
+            # tyro leaves this way after it printed a help text.
+            end.code = int(done.code or 0)
+
+
+def _said(what: object, code: int) -> int:
+    print(f"parhelion: {what}", file=sys.stderr)
+    return code
 
 
 def _as_bytes_or_escaped(error: UnicodeError) -> tuple[str | bytes, int]:
@@ -103,17 +127,26 @@ def _as_bytes_or_escaped(error: UnicodeError) -> tuple[str | bytes, int]:
 codecs.register_error(ANY_NAME, _as_bytes_or_escaped)
 
 
-def _run(arguments: list[str]) -> None:
-    if not arguments:
+def _command(words: Sequence[str]) -> Callable[[list[str]], None]:
+    """What runs the words after the first one of `words`. Raises UserError where that is no command."""
+    if not words:
         raise UserError(f"name a command: {', '.join(VERBS)}; parhelion --help says more")
-    verb, *rest = arguments
+    verb = words[0]
     if verb in ("-h", "--help", "help"):
-        verbs = "\n".join(f"  {name:<10}{text}" for name, text in VERBS.items())
-        print(HELP.format(verbs=verbs, version=__version__), end="")
-    elif verb in ("-V", "--version"):
-        print(f"parhelion {__version__}")
-    elif verb in VERBS:
-        import_module(f"parhelion.cli.{verb}").run(rest)
-    else:
-        offer = nearest(verb, VERBS) or f"; the commands are {', '.join(VERBS)}"
-        raise UserError(f"there is no command {verb!r}{offer}")
+        return _print_help
+    if verb in ("-V", "--version"):
+        return _print_version
+    if verb in VERBS:
+        run: Callable[[list[str]], None] = import_module(f"parhelion.cli.{verb}").run
+        return run
+    offer = nearest(verb, VERBS) or f"; the commands are {', '.join(VERBS)}"
+    raise UserError(f"there is no command {verb!r}{offer}")
+
+
+def _print_help(_words: list[str]) -> None:
+    verbs = "\n".join(f"  {name:<10}{text}" for name, text in VERBS.items())
+    print(HELP.format(verbs=verbs, version=__version__), end="")
+
+
+def _print_version(_words: list[str]) -> None:
+    print(f"parhelion {__version__}")

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeAlias, get_type_hints
 
@@ -15,6 +14,7 @@ from parhelion.errors import UserError
 from parhelion.files.run_folder import PLACES, holds_run, saved_recipe
 from parhelion.recipes.table import RECIPES, recipe, recipe_for_model
 from parhelion.runs.recipe import Recipe
+from parhelion.runs.request import Request
 
 FIRST = "halonet_tiny"
 
@@ -33,42 +33,18 @@ parhelion train RECIPE --help lists the fields with the recipe's values.
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
-    """What a run needs besides its recipe."""
-
-    data: str
-    """Images. To classify: a folder with train/ and val/ of class folders, or of class folders alone with --val-share;
-    `bundled`, `fashion-mnist`, or a dataset as timm names it (torch/..., hfds/..., wds/..., tfds/...). To detect:
-    coco:DIR, with annotations in COCO's format."""
-    out: Path
-    """Folder for recipe, metrics, weights and pictures; must not hold a run yet."""
-    data_dir: Path | None = None
-    """Where fashion-mnist or a torch/, hfds/, wds/ or tfds/ dataset lies on disk."""
-    download: bool = False
-    """Allow the dataset to be downloaded."""
-    init_from: str | None = None
-    """Weights to start from: a run folder, a .safetensors file, hf-hub:OWNER/NAME or timm:NAME; they are adapted to
-    other classes, channels, image sizes, blocks and halos. A detector takes those of its backbone, or a detector's:
-    also torchvision:maskrcnn_resnet50_fpn, trained on COCO, over --model resnet50."""
-    resume: bool = False
-    """Go on with the run in --out, if there is one."""
-    track: tuple[str, ...] = ()
-    """Where metrics go besides the run's folder: tensorboard, wandb."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClassificationArguments(Asked):
+class ClassificationArguments:
     """A run that trains a classifier."""
 
-    val_share: float | None = None
-    """Share of each class to hold out and validate on, such as 0.2, of a folder that holds the class folders itself."""
+    request: Request
     recipe: ClassificationRecipe
 
 
 @dataclass(frozen=True, kw_only=True)
-class DetectionArguments(Asked):
+class DetectionArguments:
     """A run that trains a detector."""
 
+    request: Request
     recipe: DetectionRecipe
 
 
@@ -88,20 +64,10 @@ def run(arguments: list[str]) -> None:
         print(HELP.format(recipes="\n".join(_recipe_lines())), end="")
         return
     chosen = _to_resume(arguments) if arguments[0].partition("=")[0] == "--resume" else _chosen(arguments)
-    # Brings torch, which the help above need not wait for.
-    task = import_module(f"parhelion.{chosen.recipe.task}.task")
-    own = {"val_share": chosen.val_share} if isinstance(chosen, ClassificationArguments) else {}
-    task.train(
-        chosen.recipe,
-        **own,
-        data=chosen.data,
-        out=chosen.out,
-        data_dir=chosen.data_dir,
-        download=chosen.download,
-        init_from=chosen.init_from,
-        resume=chosen.resume,
-        track=chosen.track,
-    )
+    # Brings torch, which help and mistakes need not wait for.
+    from parhelion.runs.trainer import train
+
+    train(chosen.recipe, chosen.request)
 
 
 def _chosen(arguments: list[str]) -> Arguments:
@@ -113,7 +79,7 @@ def _chosen(arguments: list[str]) -> Arguments:
         raise UserError(_folder_for_recipe(name))
     wanted = recipe(name)
     kind: Any = KINDS[wanted.task]
-    default = kind(data=tyro.MISSING, out=tyro.MISSING, recipe=wanted)
+    default = kind(request=Request(data=tyro.MISSING, out=tyro.MISSING), recipe=wanted)
     chosen: Arguments = parsed(
         kind,
         options,
@@ -150,6 +116,8 @@ class Resumed:
     """Processes that read images; those of the recipe if not given."""
     track: tuple[str, ...] = ()
     """Where metrics go besides the run's folder: tensorboard, wandb."""
+    quiet: bool = False
+    """Print errors only."""
 
 
 def _to_resume(arguments: list[str]) -> Arguments:
@@ -159,7 +127,7 @@ def _to_resume(arguments: list[str]) -> Arguments:
     asked = _places(chosen, saved)
     for name in PLACES:
         saved.pop(name, None)
-    own = {name: saved.pop(name) for name in ("val_share",) if name in saved}
+    val_share = saved.pop("val_share", None)
     # Runs of classification do not say so.
     kind: Any = KINDS.get(saved.pop("task", ClassificationRecipe.task))
     recipe_kind = get_type_hints(kind)["recipe"] if kind else Recipe
@@ -168,16 +136,17 @@ def _to_resume(arguments: list[str]) -> Arguments:
         raise UserError(f"the recipe in {chosen.resume} has {odd}; resume with the parhelion that wrote it, or newer")
     if chosen.workers is not None:
         saved["workers"] = chosen.workers
-    return kind(
-        **own,
+    request = Request(
         data=str(asked["data"]),
         data_dir=Path(asked["data_dir"]) if asked["data_dir"] else None,
+        val_share=val_share,
         init_from=asked["init_from"],
         out=chosen.resume,
         resume=True,
         track=chosen.track,
-        recipe=recipe_kind.from_dict(saved),
+        quiet=chosen.quiet,
     )
+    return kind(request=request, recipe=recipe_kind.from_dict(saved))
 
 
 def _places(chosen: Resumed, saved: Mapping[str, Any]) -> dict[str, str | None]:

@@ -9,8 +9,10 @@ from parhelion.errors import UserError
 from parhelion.runs.recipe import RULES, Recipe, Rules
 
 if TYPE_CHECKING:
-    # Imported where it is used: it brings torch, and a list of recipes should not wait for it.
+    # Imported where they are used: they bring torch, and a list of recipes should not wait for it.
     from parhelion.data.annotated.transforms import DetectionAugmentation
+    from parhelion.detection.task import Detection
+    from parhelion.runs.request import Request
 
 # fmt: off
 OWN_RULES: Rules = {
@@ -67,6 +69,11 @@ class DetectionRecipe(Recipe):
     on_bad_annotation: Literal["refuse", "drop"] = "refuse"
     """What to do with invalid annotations; refuse: stop and list them; drop: leave them out and count them;
     scores leave out only what cannot be scored."""
+
+    def open(self, request: Request, *, processes: int = 1) -> Detection:
+        from parhelion.detection.task import Detection
+
+        return Detection(self, request)
 
     def as_dict(self) -> dict[str, Any]:
         return {"task": self.task, **super().as_dict()}

@@ -1,13 +1,12 @@
-"""Detection: a recipe's images, its network, how it is scored, and the pictures of that."""
+"""Detection: a recipe's images, its network, how it is scored and saved, and the pictures of that."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast, gather_object
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -23,58 +22,26 @@ from parhelion.detection import scores
 from parhelion.detection.initial import initialise_detector
 from parhelion.detection.plots import CURVES, SHEET, draw_sheet, learning_curves
 from parhelion.detection.recipe import DetectionRecipe
-from parhelion.detection.saved import Detector, built
+from parhelion.detection.saved import Detector, built, save_detector
+from parhelion.detection.scores import Results
 from parhelion.errors import UserError
-from parhelion.models.adapt import Adaptation
-from parhelion.runs import trainer
-from parhelion.runs.images import check_same_images, choices_in_words, this_process, until_stopped
 from parhelion.runs.lone_images import Size
-from parhelion.train import loop, parallel
-from parhelion.train.stopping import StopRequest
+from parhelion.runs.request import Request
+from parhelion.runs.task import Images, Network, Scores, Task, choices_in_words
+from parhelion.train import loop
 
-# Of so many images headers take seconds, of which a user should hear.
+# Reading the headers of so many images takes seconds, of which a user should hear.
 MANY = 10_000
 
 
-def train(  # noqa: PLR0913  every argument is the user's choice
-    recipe: DetectionRecipe,
-    *,
-    data: str,
-    out: str | Path,
-    data_dir: Path | None = None,
-    download: bool = False,
-    init_from: str | None = None,
-    resume: bool = False,
-    track: Sequence[str] = (),
-    quiet: bool = False,
-) -> dict[str, Any]:
-    """Train `recipe` on the images of `data`, `coco:DIR`, and leave weights, metrics and pictures in the folder `out`.
-
-    init_from: Weights to start from: what `classification.task.train` takes, for the backbone; a run of detection; or
-        `torchvision:NAME`, see `detection.initial`.
-
-    The other arguments, what is promised and what is raised are as in `classification.task.train`. Returns model,
-    source, params, train_images, val_images, epochs, seconds, COCO's numbers after the last epoch (box_ap, ...,
-    mask_ap, ...), and out. As proposals are sampled at random in each process, losses depend on how many there are.
-    """
-    if data_dir is not None or download:
-        raise UserError("data_dir and download are for named sources of classification; detection reads coco:DIR")
-    request = trainer.Request(data=data, out=Path(out), init_from=init_from, resume=resume, track=track, quiet=quiet)
-    return trainer.run(recipe, request, lambda: Detection(recipe, request))
-
-
-def rcnn_losses(model: nn.Module, batch: loop.Batch) -> dict[str, Tensor]:
-    """The losses of torchvision's R-CNNs: of proposals, boxes, classes and, for Mask R-CNN, masks."""
-    losses: dict[str, Tensor] = model(batch["image"], batch["target"])
-    return losses
-
-
-class Detection(trainer.Task):
+class Detection(Task):
     """One detection run."""
 
     last_picture = SHEET
 
-    def __init__(self, recipe: DetectionRecipe, request: trainer.Request) -> None:
+    def __init__(self, recipe: DetectionRecipe, request: Request) -> None:
+        """Open the images of `request`."""
+        _check_no_other_source(request)
         self.recipe = recipe
         self.best_by = "mask_ap" if recipe.masks else "box_ap"
         self.source: DetectionSource = open_coco(
@@ -85,46 +52,10 @@ class Detection(trainer.Task):
             on_bad_annotation=recipe.on_bad_annotation,
             exif=recipe.exif,
         )
-        assert self.source.train is not None
-        assert self.source.val is not None
-        self.train_images: CocoImages = self.source.train
-        self.val_images: CocoImages = self.source.val
-        self.counts = [object_counts(images) for images in (self.train_images, self.val_images)]
-        for counts, purpose in zip(self.counts, ("to learn", "to score what is found against"), strict=True):
-            counts.require_objects(purpose)
-        self.title = f"{recipe.model} on {self.source.name}"
-        self._detector: Detector | None = None
-        self._val_loader: DataLoader[Any] | None = None
+        self.images = _images(recipe, self.source)
 
-    @property
-    def detector(self) -> Detector:
-        """The network with all that is needed to use it."""
-        if self._detector is None:
-            recipe, arguments = self.recipe, self.recipe.detector(len(self.source.class_names))
-            with choices_in_words(recipe):
-                model = built(arguments, drop_path=recipe.drop_path)
-            self._detector = Detector(
-                # Convolutions are faster on channels-last maps, and attention reads them as they are.
-                model=model.to(memory_format=torch.channels_last),
-                arguments=arguments,
-                class_names=self.source.class_names,
-                category_ids=self.source.category_ids,
-                exif=recipe.exif,
-                metrics={},
-            )
-        return self._detector
-
-    def check_images(
-        self, begun: Mapping[str, Any], now: Mapping[str, Any], accelerator: Accelerator, note: Callable[[str], None]
-    ) -> None:
-        check_same_images(begun, now, self.source.name, note)
-        for name in ("category_ids", "annotations"):
-            if begun.get(name, now[name]) != now[name]:
-                raise UserError(
-                    f"the run was begun with other annotations than those of {self.source.name}: {name} was "
-                    f"{begun[name]} and is {now[name]}; resume with those it was begun with, or start another run"
-                )
-        for images in (self.train_images, self.val_images):
+    def check_files(self, accelerator: Accelerator, note: Callable[[str], None]) -> None:
+        for images in (self._split("train"), self._split("val")):
             for sentence in images.report.notes():
                 note(sentence)
             self._check_headers(images, accelerator, note)
@@ -141,103 +72,128 @@ class Detection(trainer.Task):
         if found:
             note(f"{described(images, found)}; they are skipped")
 
-    def images(self, accelerator: Accelerator) -> Mapping[str, Any]:
-        return {
-            "train_images": len(self.train_images),
-            "class_names": list(self.source.class_names),
-            "category_ids": list(self.source.category_ids),
-            "annotations": len(self.train_images.annotation_ids),
-            "readers": None,
-            "digest": digest(self.train_images),
-        }
-
-    def build(self) -> nn.Module:
-        return self.detector.model
-
-    def initialise(self, spec: str) -> Adaptation:
-        return initialise_detector(self.detector.model, spec, class_names=self.source.class_names)
-
-    def backbone(self, model: nn.Module) -> nn.Module:
-        return cast("nn.Module", model.backbone)
-
-    def padded(self, size: Size) -> Size:
-        # As torchvision pads a batch, so that every map is half as large as the one before.
-        step = cast("Any", self.detector.model).transform.size_divisible
-        h, w = (-(-side // step) * step for side in size)
-        return h, w
-
-    def train_loader(self, accelerator: Accelerator) -> DataLoader[Any]:
+    def network(self, init_from: str | None) -> Network:
         recipe = self.recipe
-        return make_detection_loader(
-            self.train_images,
-            detection_train_transform(recipe.augmentation(), masks=recipe.masks),
-            batch=recipe.batch,
-            train=True,
-            workers=recipe.workers,
-            seed=recipe.seed,
-            on_bad_image=recipe.on_bad_image,
-            share=Share(parts=recipe.accumulate, **this_process(accelerator)),
-        )
+        with choices_in_words(recipe):
+            model: Any = built(self._detector_arguments(), drop_path=recipe.drop_path)
+        # Convolutions are faster on channels-last maps, and attention reads them as they are.
+        model.to(memory_format=torch.channels_last)
+        adaptation = None
+        if init_from is not None:
+            adaptation = initialise_detector(model, init_from, class_names=self.source.class_names)
 
-    def told(self) -> Sequence[str]:
-        of_val = self.counts[-1].too_full(self.recipe.max_found)
-        return [*(counts.text() for counts in self.counts), *([of_val] if of_val else [])]
+        def padded(size: Size) -> Size:
+            # As torchvision pads a batch, so that every map is half as large as the one before.
+            step = model.transform.size_divisible
+            h, w = (-(-side // step) * step for side in size)
+            return h, w
 
-    def losses(self) -> loop.Losses:
-        return rcnn_losses
+        return Network(model=model, losses=rcnn_losses, backbone=model.backbone, padded=padded, adaptation=adaptation)
 
-    def use(self, model: nn.Module) -> None:
-        self._detector = replace(self.detector, model=model)
-
-    def evaluate(self, epoch: int, accelerator: Accelerator, stop: StopRequest) -> trainer.Scores:
-        model = self.detector.model
-        if self._val_loader is None:
-            self._val_loader = self._new_val_loader(accelerator)
-        if accelerator.num_processes > 1:
-            # Without synchronised statistics each process has its own averages; those of the first are saved.
-            for buffer in model.buffers():
-                buffer.copy_(broadcast(buffer))
-        with parallel.agreed(accelerator):
-            found = scores.outcome(model, until_stopped(self._val_loader, stop), self.source.category_ids)
-        if accelerator.num_processes > 1:
-            found = scores.merged(gather_object([found]))
-        metrics = found.scores(self.val_images, masks=self.recipe.masks, most=self.recipe.max_found).metrics()
-        self._detector = replace(self.detector, epoch=epoch, metrics=metrics)
-        return trainer.Scores(values=metrics, skipped=tuple(found.skipped))
-
-    def save(self, path: Path) -> None:
-        self.detector.save(path)
-
-    def line(self, row: Mapping[str, Any]) -> str:
-        kinds = ("box", "mask") if self.recipe.masks else ("box",)
-        return "  ".join(
-            f"{kind} AP {100 * row[f'{kind}_ap']:.2f}%  AP50 {100 * row[f'{kind}_ap50']:.2f}%" for kind in kinds
-        )
-
-    def draw(self, out: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-        learning_curves(rows, out / CURVES, self.title)
-        draw_sheet(self.detector, self.val_images, out / SHEET, self.title)
-
-    def result(self) -> dict[str, Any]:
-        return {
-            "model": self.recipe.model,
-            "source": self.source.name,
-            "params": sum(parameter.numel() for parameter in self.detector.model.parameters()),
-            "train_images": len(self.train_images),
-            "val_images": len(self.val_images),
-            "epochs": self.detector.epoch,
-            **self.detector.metrics,
-        }
-
-    def _new_val_loader(self, accelerator: Accelerator) -> DataLoader[Any]:
+    def loader(self, split: Literal["train", "val"], share: Share) -> DataLoader[Any]:
         recipe = self.recipe
-        return make_detection_loader(
-            self.val_images,
-            detection_eval_transform(),
+        if split == "train":
+            transform, batch = detection_train_transform(recipe.augmentation(), masks=recipe.masks), recipe.batch
+        else:
             # As many at once as one process trains on at once.
-            batch=max(1, recipe.batch // (recipe.accumulate * accelerator.num_processes)),
-            train=False,
+            batch = max(1, recipe.batch // (recipe.accumulate * share.processes))
+            transform = detection_eval_transform()
+        return make_detection_loader(
+            self._split(split),
+            transform,
+            batch=batch,
+            train=split == "train",
             workers=recipe.workers,
+            seed=recipe.seed if split == "train" else 0,
             on_bad_image=recipe.on_bad_image,
-            share=Share(**this_process(accelerator)),
+            share=share,
         )
+
+    def outcome(self, model: nn.Module, batches: Iterable[loop.Batch]) -> Results:
+        return scores.results(model, batches, self.source.category_ids)
+
+    def scores(self, outcomes: Sequence[Results], epoch: int) -> Scores:
+        found = outcomes[0] if len(outcomes) == 1 else sum_of(outcomes)
+        recipe = self.recipe
+        metrics = found.scores(self._split("val"), masks=recipe.masks, most=recipe.max_found).metrics()
+        kinds = ("box", "mask") if recipe.masks else ("box",)
+        line = "  ".join(
+            f"{kind} AP {100 * metrics[f'{kind}_ap']:.2f}%  AP50 {100 * metrics[f'{kind}_ap50']:.2f}%" for kind in kinds
+        )
+        return Scores(metrics=metrics, row=metrics, line=line, skipped=tuple(found.skipped))
+
+    def save(self, path: Path, model: nn.Module, *, epoch: int, metrics: Mapping[str, float]) -> None:
+        save_detector(path, self._detector(model, epoch=epoch, metrics=metrics))
+
+    def draw(self, out: Path, rows: Sequence[Mapping[str, Any]], model: nn.Module, outcome: Results | None) -> None:
+        title = f"{self.recipe.model} on {self.source.name}"
+        detection_curves(rows, out / CURVES, title)
+        draw_sheet(self._detector(model), self._split("val"), out / SHEET, title)
+
+    def _split(self, split: Literal["train", "val"]) -> CocoImages:
+        images = self.source.train if split == "train" else self.source.val
+        return cast("CocoImages", images)
+
+    def _detector(self, model: nn.Module, *, epoch: int = 0, metrics: Mapping[str, float] | None = None) -> Detector:
+        return Detector(
+            model=model,
+            arguments=self._detector_arguments(),
+            class_names=self.source.class_names,
+            category_ids=self.source.category_ids,
+            exif=self.recipe.exif,
+            epoch=epoch,
+            metrics=metrics or {},
+        )
+
+    def _detector_arguments(self) -> dict[str, Any]:
+        return self.recipe.detector(len(self.source.class_names))
+
+
+def _check_no_other_source(request: Request) -> None:
+    """Raise UserError where an option of `request` is for sources of classification."""
+    given = {
+        "data_dir": request.data_dir is not None,
+        "download": request.download,
+        "val_share": request.val_share is not None,
+    }
+    for name, is_given in given.items():
+        if is_given:
+            raise UserError(f"{name} is for sources of classification; detection reads coco:DIR")
+
+
+def rcnn_losses(model: nn.Module, batch: loop.Batch) -> dict[str, Tensor]:
+    """The losses of torchvision's R-CNNs: of proposals, boxes, classes and, for Mask R-CNN, masks."""
+    losses: dict[str, Tensor] = model(batch["image"], batch["target"])
+    return losses
+
+
+def _images(recipe: DetectionRecipe, source: DetectionSource) -> Images:
+    """Raises UserError where there is no object to learn, or to score against."""
+    assert source.train is not None
+    assert source.val is not None
+    to_learn, to_score = (object_counts(images) for images in (source.train, source.val))
+    to_learn.require_objects("to learn")
+    to_score.require_objects("to score what is found against")
+    too_full = to_score.too_full(recipe.max_found)
+    return Images(
+        source=source.name,
+        facts={
+            "train_images": len(source.train),
+            "class_names": list(source.class_names),
+            "category_ids": list(source.category_ids),
+            "annotations": len(source.train.annotation_ids),
+            "readers": None,
+            "digest": digest(source.train),
+        },
+        val_images=len(source.val),
+        notes=(to_learn.text(), to_score.text(), *([too_full] if too_full else [])),
+    )
+
+
+def sum_of(parts: Sequence[Results]) -> Results:
+    """What several processes found together, in the order of the images' ids."""
+    together = Results()
+    for part in parts:
+        together += part
+    together.entries.sort(key=lambda entry: entry["image_id"])
+    return together

@@ -70,8 +70,6 @@ def check_same_recipe(
     defaults: what a run had where its recipe is older than a field.
     """
     saved, ours = saved_recipe(folder), json.loads(json.dumps(dict(recipe)))
-    # A share of the images to hold out is written only where it is given.
-    ours.setdefault("val_share", None)
     saved = {**json.loads(json.dumps(dict(defaults))), **saved}
     unknown = sorted(saved.keys() - ours.keys() - set(free))
     if unknown:

@@ -15,12 +15,11 @@ from torch import Tensor, nn
 
 from parhelion.data.transforms import Preprocessing
 from parhelion.errors import UserError, nearest
+from parhelion.files.weights import PICKLE_SUFFIXES, read_header, read_saved, read_weights, weights_file, why_not_fit
 from parhelion.models.adapt import Adaptation, Normalised, Pretrained, adapt
 from parhelion.models.catalog import create_model
 from parhelion.models.resnet import ResNet, network_in
 from parhelion.models.timm_resnets import our_name, plain_resnet
-from parhelion.files.weights import read_header, read_weights, weights_file, why_not_fit
-from parhelion.files.weights import PICKLE_SUFFIXES, read_saved
 
 HUB, TIMM, TORCHVISION = "hf-hub:", "timm:", "torchvision:"
 PUBLISHED = (HUB, TIMM, TORCHVISION)
@@ -40,10 +39,10 @@ HUB_ERRORS: tuple[type[Exception], ...] = (
 def initialise(
     model: nn.Module, spec: str, *, class_names: Sequence[str] | None = None, normalised: Normalised | None = None
 ) -> Adaptation:
-    """Fill `model`, one of `create_model`, in place from what `spec` means; see `initial_weights` and `adapt`.
+    """Fill `model`, made by `create_model`, in place with the weights `spec`; see `initial_weights` and `adapt`.
 
-    class_names: those that the model will be trained on, in order; a classifier of other classes starts from zeros.
-    normalised: how its images will be; a note says where those behind the weights were normalised otherwise.
+    class_names: Those to be trained on, in order; where the weights know others, the classifier starts from zeros.
+    normalised: Mean and deviation of the images to be trained on; a note says where the weights saw others.
     """
     network = network_in(model)
     if network is None:
@@ -54,9 +53,9 @@ def initialise(
 
 
 def normalisation_notes(label: str, theirs: Normalised | None, ours: Normalised | None) -> tuple[str, ...]:
-    """A sentence where the images behind the weights of `label` were normalised in another way than ours will be.
+    """A sentence where the weights of `label` were trained on images that were normalised in another way than ours.
 
-    Weights of other channels count with their average, as their first convolution is summed over channels.
+    Where the number of channels differs, their average counts: the first convolution is summed over channels.
     """
     if theirs is None or ours is None:
         return ()
@@ -77,7 +76,7 @@ def _spelled(values: Sequence[float]) -> str:
 
 
 def initial_weights(spec: str) -> Pretrained:
-    """The weights that `spec` means, and what is known about them.
+    """The weights that `spec` names, and what is known about them.
 
     Args:
         spec: A run folder; a .safetensors file, ours or any other of plain tensors; `hf-hub:OWNER/NAME`, perhaps with
@@ -123,7 +122,7 @@ def _of_file(path: Path, *, label: str) -> Pretrained:
 
 
 def _normalised(facts: Mapping[str, Any]) -> Normalised | None:
-    """Mean and deviation that a file of ours names, if it does."""
+    """Mean and deviation in the header of a file of ours; None in other files."""
     if "preprocessing" not in facts:
         return None
     preprocessing = Preprocessing.from_dict(facts["preprocessing"])

@@ -1,4 +1,4 @@
-"""Batches of one image: refused, told or left out where batch norm cannot learn from them."""
+"""Batches of one image, which batch norm may be unable to learn from: refused, reported or left out."""
 
 from collections.abc import Callable
 
@@ -37,7 +37,7 @@ class LoneImages:
     def check(self, train_images: int, note: Callable[[str], None]) -> None:
         """Raise UserError where every batch is one image that batch norm cannot learn from.
 
-        note: hears a sentence where batch norm sees one image at a time, and can learn from it, though not well.
+        note: called with a sentence where batch norm sees one image at a time and can learn from it, though not well.
         """
         recipe = self._recipe
         together = min(recipe.batch // (recipe.accumulate * self._processes), train_images)

@@ -1,4 +1,4 @@
-"""Where a run's images and first weights lie: as they were spelled when it began, seen from any folder."""
+"""Paths of a run's images and initial weights: written when it began, resolved from any folder."""
 
 import os
 from collections.abc import Mapping
@@ -6,16 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from parhelion.data.identity import absolute, path_of, place
-
 from parhelion.errors import UserError
-from parhelion.runs.initial import PUBLISHED
 from parhelion.files.run_folder import BEGUN_IN
+from parhelion.runs.initial import PUBLISHED
 
 
 def spelled_here(saved: Mapping[str, Any]) -> dict[str, str | None]:
-    """data, data_dir and init_from of the recipe `saved` as they can be used from the present folder.
+    """data, data_dir and init_from of the recipe `saved`, so that they can be used from the present folder.
 
-    They are spelled as they were where that means the same.
+    In the folder from which the run began they stay as they were written; elsewhere paths become absolute.
     """
     folder = begun_in(saved)
     if folder == Path.cwd():

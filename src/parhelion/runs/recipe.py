@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from abc import ABC
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, get_args, get_origin, get_type_hints
@@ -13,6 +13,10 @@ from parhelion.errors import UserError
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+    # They bring torch.
+    from parhelion.runs.request import Request
+    from parhelion.runs.task import Task
 
 Rules: TypeAlias = Mapping[str, tuple[Callable[[Any], bool], str]]
 """By field: what must hold for its value, in code and in words."""
@@ -62,7 +66,7 @@ class Recipe(ABC):
     """One training run; every field acts."""
 
     task: ClassVar[str]
-    """What is trained for; also the module beside this one that does it."""
+    """What the run trains for, which is also the name of the room that does it."""
     rules: ClassVar[Rules] = RULES
 
     model: str
@@ -147,6 +151,10 @@ class Recipe(ABC):
         """Whether the network is trained through torch.compile."""
         return False
 
+    @abstractmethod
+    def open(self, request: Request, *, processes: int = 1) -> Task:
+        """The task of a run, with the images of `request` open; `processes` take part. Raises UserError."""
+
     def as_dict(self) -> dict[str, Any]:
         """The fields by name, ready for JSON."""
         return asdict(self)
@@ -159,7 +167,7 @@ class Recipe(ABC):
 
     @classmethod
     def defaults(cls) -> dict[str, Any]:
-        """The fields that need not be given, by name: what a recipe had that was written before there was a field."""
+        """The fields that need not be given, by name; a recipe.json that lacks one is older than the field."""
         return {field.name: field.default for field in fields(cls) if field.default is not MISSING}
 
     def model_choices(self) -> dict[str, Any]:
@@ -174,7 +182,7 @@ class Recipe(ABC):
         return tuple(values) * self.in_chans if len(values) == 1 else tuple(values)
 
     def check(self) -> None:
-        """Raise UserError for the first field whose value cannot be."""
+        """Raise UserError for the first field with an invalid value."""
         hints = get_type_hints(type(self))
         types = {field.name: hints[field.name] for field in fields(self)}
         for field, kind in types.items():
@@ -193,8 +201,8 @@ class Recipe(ABC):
     def never_reached(self, updates: int) -> list[str]:
         """A sentence for each setting that acts in full only after `updates` updates, where the run ends.
 
-        To be told, not refused: `--updates 3` on a long recipe is how it is tried out, and such a try should not need
-        another schedule; yet a schedule that was meant to act must not fail to in silence.
+        Not an error: `--updates 3` is how a long recipe is tried out, with its own schedule. Not silent either: a
+        schedule that was meant to act must not be cut off unnoticed.
         """
         dropped = [update for update in self.drop_updates if update >= updates]
         beyond = {"drop_updates": ", ".join(map(str, dropped))} if dropped else {}

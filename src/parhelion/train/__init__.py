@@ -1,1 +1,1 @@
-"""Training: the loop, optimiser and schedule, checkpoints and run records. Knows no model and no data source."""
+"""Training: the loop, optimiser and schedule, processes, checkpoints and trackers. Knows no model and no images."""

@@ -65,7 +65,7 @@ class Checkpoints:
         self._together(lambda: self._complete(temporary, final, facts), on_main_only=True)
 
     def newest(self, note: Callable[[str], None]) -> Checkpoint | None:
-        """The newest whole checkpoint, or None; `note` hears a sentence about each that is damaged.
+        """The newest whole checkpoint, or None; `note` is called with a sentence about each damaged one.
 
         Raises UserError where a checkpoint is of a newer format.
         """

@@ -1,4 +1,4 @@
-"""The training loop. It is handed a model, a task and batches, and knows nothing more of them."""
+"""The training loop. It gets batches and a step from a batch to its losses, and knows neither model nor task."""
 
 import math
 import time

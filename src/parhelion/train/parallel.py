@@ -22,7 +22,6 @@ from torch.distributed.fsdp import fully_shard
 from parhelion.errors import UserError
 from parhelion.train.stopping import Stopped
 
-Sharding = Literal["none", "fsdp"]
 # Where a process that stops leaves its reason for those that wait for it.
 REASON = "parhelion/reason"
 
@@ -37,10 +36,10 @@ def accelerator_for(precision: Literal["no", "bf16", "fp16"]) -> Accelerator:
     try:
         accelerator = Accelerator(mixed_precision=precision, cpu=on_cpu)
     except ValueError as error:
-        raise UserError(f"precision is {precision}, which cannot be had: {str(error).rstrip('.')}") from error
+        raise UserError(f"precision is {precision}, which is not supported here: {str(error).rstrip('.')}") from error
     # Accelerate passes over fp16 on a CPU in silence.
     if precision != "no" and not accelerator.native_amp:
-        raise UserError(f"precision is {precision}, which cannot be had on {accelerator.device.type}; use bf16")
+        raise UserError(f"precision is {precision}, which is not supported on {accelerator.device.type}; use bf16")
     return accelerator
 
 
@@ -203,7 +202,7 @@ class SynchronisedBatchNorm(nn.BatchNorm2d):
 
 
 class _SumOfAll(torch.autograd.Function):
-    """The sum of a tensor over all processes, each of which is the cause of a part of every process's loss."""
+    """The sum of a tensor over all processes; the loss of every process depends on all summands."""
 
     @staticmethod
     def forward(_context: Any, tensor: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Everything that moves in a run, as named tensors and facts, and back into place."""
+"""The train state of a run as named tensors and facts, as a checkpoint keeps it, and back into place."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,8 +15,8 @@ from parhelion.train.optimization import Optimization
 
 
 @dataclass(frozen=True, kw_only=True)
-class Moving:
-    """Model, running average, optimiser and loss scaler of a run."""
+class TrainState:
+    """Model, running average, optimiser and loss scaler of a run: all that an update changes."""
 
     accelerator: Accelerator
     model: nn.Module
@@ -32,7 +32,7 @@ class Moving:
         return found
 
     def facts(self) -> dict[str, Any]:
-        """What else moves: numbers of the optimiser's, and of the loss scaler's if there is one."""
+        """What is no tensor: numbers of the optimiser, and of the loss scaler if there is one."""
         numbers = {
             name: {key: value for key, value in self._optimizer_state(parameter).items() if _is_number(value)}
             for name, parameter in self._trained()
@@ -45,11 +45,10 @@ class Moving:
             # LAMB counts its steps in a tensor of the group.
             "counters": [{k: v.item() for k, v in group.items() if isinstance(v, Tensor)} for group in groups],
             "scaler": scaler.state_dict() if scaler is not None else None,
-            "ema_warmup": self.optimization.ema is not None and self.optimization.ema.use_warmup,
         }
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Put everything back as it was. Raises UserError where the checkpoint is of another model."""
+        """Restore everything from `checkpoint`. Raises UserError where it is of another model."""
         shapes = checkpoint.shapes()
         weights = dict(self._weights())
         missing = sorted(weights.keys() - shapes.keys())
@@ -68,7 +67,7 @@ class Moving:
         with torch.no_grad():
             for name, tensor in weights.items():
                 tensor.copy_(targets[name])
-        facts = checkpoint.facts["moving"]
+        facts = checkpoint.facts["train_state"]
         for name, parameter in parameters.items():
             state = {key: _laid_out(value, parameter) for key, value in states.get(name, {}).items()}
             state |= facts["optimizer"].get(name, {})
@@ -80,9 +79,6 @@ class Moving:
             group.update(numbers, **{key: torch.tensor(value) for key, value in counters.items()})
         if self.accelerator.scaler is not None and facts["scaler"]:
             self.accelerator.scaler.load_state_dict(facts["scaler"])
-        if self.optimization.ema is not None:
-            # Averages were not always warmed up; a run that began without goes on without.
-            self.optimization.ema.use_warmup = facts.get("ema_warmup", False)
 
     @property
     def _optimizer(self) -> torch.optim.Optimizer:

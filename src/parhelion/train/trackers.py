@@ -137,7 +137,7 @@ def _wandb(folder: Path, run_name: str, config: Mapping[str, Any], past: Past) -
         id=identity,
         name=printable(run_name),
         config={name: printable(value) if isinstance(value, str) else value for name, value in config.items()},
-        # Offline it has no say, and W&B would complain.
+        # Offline it has no effect, and W&B would warn.
         resume=None if _is_offline() else "allow",
         # What the run prints stays with the run.
         settings=wandb.Settings(console="off"),
