@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from parhelion.classification.album import CONFUSION, CURVES, SHEET
+from parhelion.classification.plots import CONFUSION, CURVES, SHEET
 from parhelion.cli import exit_code
 from parhelion.errors import UserError
 from parhelion.recipes.table import recipe

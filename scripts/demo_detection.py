@@ -20,7 +20,7 @@ from scenes import make_scenes
 
 from parhelion.classification.recipe import ClassificationRecipe
 from parhelion.cli import exit_code
-from parhelion.detection.album import CURVES, SHEET
+from parhelion.detection.plots import CURVES, SHEET
 from parhelion.detection.recipe import DetectionRecipe
 from parhelion.errors import UserError
 from parhelion.recipes.coco import SMALL

@@ -9,7 +9,7 @@ from torch import nn
 
 from parhelion.classification import plots, scores
 from parhelion.classification import task as classification
-from parhelion.classification.saved import load_classifier
+from parhelion.classification.saved import Classifier
 from parhelion.data.sources import Source
 from parhelion.errors import UserError
 from parhelion.runs.request import Request
@@ -86,7 +86,7 @@ def test_the_weights_are_those_of_the_last_complete_epoch(tmp_path, data, monkey
     monkeypatch.setattr(scores, "outcome", interrupted)
     with pytest.raises(KeyboardInterrupt, match=r"parhelion train --resume .* goes on"):
         train(quick_recipe(epochs=5), Request(data=str(data), out=out, quiet=True))
-    saved = load_classifier(out)
+    saved = Classifier.load(out)
     assert saved.epoch == 2
     assert saved.metrics["top1"] == rows(out)[-1]["top1"]
     assert len(rows(out)) == 2
@@ -106,7 +106,7 @@ def test_a_loss_that_is_not_finite_keeps_the_weights_of_the_epoch_before(tmp_pat
     monkeypatch.setattr(classification, "cross_entropy", spoiled)
     with pytest.raises(UserError, match="became nan at update 2 of epoch 2; training stopped"):
         train(quick_recipe(epochs=4), Request(data=str(data), out=out, quiet=True))
-    saved = load_classifier(out)
+    saved = Classifier.load(out)
     assert saved.epoch == 1
     assert all(tensor.isfinite().all() for tensor in saved.model.state_dict().values())
 
@@ -167,7 +167,7 @@ def test_fp16_without_a_gpu_is_one_sentence(tmp_path, data):
 
 def test_grey_images_train_a_network_of_one_channel(tmp_path, data):
     train(quick_recipe(in_chans=1, epochs=1), Request(data=str(data), out=tmp_path / "run", quiet=True))
-    assert load_classifier(tmp_path / "run").preprocessing.in_chans == 1
+    assert Classifier.load(tmp_path / "run").preprocessing.in_chans == 1
 
 
 @pytest.mark.parametrize("count", [1, 4, 5])

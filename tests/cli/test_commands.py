@@ -9,7 +9,7 @@ from cli.command_line import printed
 from PIL import Image
 from runs.colour_folders import COLOURS, colour_folders, truncate
 
-from parhelion.classification import album
+from parhelion.classification import plots
 from parhelion.cli import main
 from parhelion.recipes.table import RECIPES
 
@@ -73,7 +73,7 @@ def test_on_a_terminal_models_and_predictions_are_tables(capsys, monkeypatch, ru
 
 def test_quiet_training_and_going_on_print_nothing(capsys, monkeypatch, data, tmp_path):
     for picture in ("draw_scores", "draw_sheet"):
-        monkeypatch.setattr(album, picture, lambda *_: None)
+        monkeypatch.setattr(plots, picture, lambda *_: None)
     # Sharding would be remarked on: there is one process.
     words = ("--data", str(data), "--out", str(tmp_path / "run"), *QUICK, "--updates", "1", "--sharding", "fsdp")
     assert main(["train", "resnet_tiny", *words, "--quiet"]) == 0

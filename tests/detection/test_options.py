@@ -60,7 +60,7 @@ def trained(data, tmp_path_factory):
 
             with pytest.MonkeyPatch.context() as monkeypatch:
                 draw_nothing(monkeypatch)
-                monkeypatch.setattr(scores, "results", noted)
+                monkeypatch.setattr(scores, "outcome", noted)
                 train(recipe, Request(data=data, out=out, quiet=True))
         return known[recipe]
 

@@ -8,8 +8,7 @@ from PIL import Image
 from runs.tiny_scenes import annotations_of, draw_nothing, quick_detector, tiny_scenes
 
 from parhelion.cli import main
-from parhelion.detection.predict import Objects, objects
-from parhelion.detection.saved import load_detector, save_detector
+from parhelion.detection.saved import Detector
 from parhelion.errors import UserError
 from parhelion.runs.request import Request
 from parhelion.runs.trainer import train
@@ -74,7 +73,7 @@ def test_weights_that_do_not_say_are_of_upright_photos(tmp_path, monkeypatch):
     assert whole.count(b"exif") == 1
     old = whole.replace(b"exif", b"exiv")
     (tmp_path / "old.safetensors").write_bytes(old)
-    detector = load_detector(tmp_path / "old.safetensors")
+    detector = Detector.load(tmp_path / "old.safetensors")
     assert detector.exif == "upright"
-    save_detector(tmp_path / "new.safetensors", detector)
-    assert load_detector(tmp_path / "new.safetensors").exif == "upright"
+    detector.save(tmp_path / "new.safetensors")
+    assert Detector.load(tmp_path / "new.safetensors").exif == "upright"

@@ -14,7 +14,7 @@ from runs.tiny_scenes import CATEGORIES, change, draw_nothing, quick_detector, t
 
 from parhelion.cli import main
 from parhelion.detection import scores
-from parhelion.detection.album import SHEET
+from parhelion.detection.plots import SHEET
 from parhelion.errors import UserError
 from parhelion.runs.request import Request
 from parhelion.runs.trainer import train
@@ -134,7 +134,7 @@ def test_an_evaluation_stops_at_once_and_is_done_again(data, whole, tmp_path, mo
     with pytest.raises(Stopped):
         train(quick_detector(**CHANGES), Request(data=data, out=out, quiet=True))
     assert seen == [0]
-    monkeypatch.setattr(scores, "results", results)
+    monkeypatch.setattr(scores, "outcome", results)
     train(quick_detector(**CHANGES), Request(data=data, out=out, resume=True, quiet=True))
     assert_same_run(out, whole)
 

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from parhelion.cli import main
 from parhelion.detection import task as detection
-from parhelion.detection.saved import load_detector
+from parhelion.detection.saved import Detector
 from parhelion.errors import UserError
 from parhelion.runs.request import Request
 from parhelion.runs.trainer import train
@@ -227,7 +227,7 @@ def test_what_is_annotated_in_each_split_is_told_before_training(tmp_path, data,
 @pytest.mark.usefixtures("no_pictures")
 def test_grey_images_train_a_network_of_one_channel(tmp_path, data):
     train(quick_detector(in_chans=1, epochs=1, updates=1), Request(data=data, out=tmp_path / "run", quiet=True))
-    assert load_detector(tmp_path / "run").in_chans == 1
+    assert Detector.load(tmp_path / "run").in_chans == 1
 
 
 @pytest.mark.usefixtures("no_pictures")
@@ -358,7 +358,7 @@ def test_a_loss_that_is_not_finite_keeps_the_weights_of_the_epoch_before(tmp_pat
     monkeypatch.setattr(detection, "rcnn_losses", spoiled_losses)
     with pytest.raises(UserError, match="became nan at update 2 of epoch 2; training stopped"):
         train(quick_detector(epochs=3), Request(data=data, out=out, quiet=True))
-    saved = load_detector(out)
+    saved = Detector.load(out)
     assert saved.epoch == 1
     assert all(tensor.isfinite().all() for tensor in saved.model.state_dict().values())
 

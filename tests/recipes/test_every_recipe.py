@@ -9,7 +9,7 @@ import pytest
 from runs.colour_folders import colour_folders
 from runs.tiny_scenes import TINY, draw_nothing, tiny_scenes
 
-from parhelion.classification import album
+from parhelion.classification import plots
 from parhelion.recipes.table import RECIPES, recipe
 from parhelion.runs.request import Request
 from parhelion.runs.trainer import train
@@ -56,7 +56,7 @@ def shortened(name):
 def test_every_recipe_trains(name, data, tmp_path, monkeypatch):
     # They take longer than two updates, and are the same for every recipe.
     for picture in ("draw_scores", "draw_sheet"):
-        monkeypatch.setattr(album, picture, lambda *_: None)
+        monkeypatch.setattr(plots, picture, lambda *_: None)
     result = train(shortened(name), Request(data=str(data), out=tmp_path / "run", quiet=True))
     assert math.isfinite(result["loss"])
     assert result["val_images"] == 15

@@ -12,7 +12,7 @@ from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from safetensors.torch import save_file
 from torch import nn
 
-from parhelion.classification.saved import Classifier, save_classifier
+from parhelion.classification.saved import Classifier
 from parhelion.data.transforms import Preprocessing
 from parhelion.errors import UserError
 from parhelion.files.weights import save_weights

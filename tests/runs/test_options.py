@@ -10,9 +10,8 @@ from runs.colour_folders import colour_folders, quick_recipe
 from safetensors.torch import load_file
 from timm.models import checkpoint_seq
 
-from parhelion.classification import album
+from parhelion.classification import plots
 from parhelion.classification.recipe import ClassificationRecipe
-from parhelion.classification.saved import load_classifier
 from parhelion.runs.request import Request
 from parhelion.runs.trainer import train
 
@@ -57,7 +56,7 @@ def trained(data, tmp_path_factory):
             known[recipe] = tmp_path_factory.mktemp("runs") / "run"
             with pytest.MonkeyPatch.context() as monkeypatch:
                 for picture in ("draw_scores", "draw_sheet"):
-                    monkeypatch.setattr(album, picture, lambda *_: None)
+                    monkeypatch.setattr(plots, picture, lambda *_: None)
                 train(recipe, Request(data=str(data), out=known[recipe], quiet=True))
         return known[recipe]
 

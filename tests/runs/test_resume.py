@@ -14,7 +14,7 @@ import torch
 from runs.colour_folders import colour_folders, quick_recipe, truncate
 from runs.interrupted_runs import assert_same_run, saved, stop_at
 
-from parhelion.classification import album, scores
+from parhelion.classification import plots, scores
 from parhelion.cli import main
 from parhelion.errors import UserError
 from parhelion.files.lock import LOCK, RunLock
@@ -246,7 +246,7 @@ def test_images_are_known_by_what_they_are_not_by_how_they_are_spelled(data, who
 
     for folder, spelled in ((work, "photos/"), (tmp_path, "work/photos")):
         monkeypatch.chdir(folder)
-        (out / album.SHEET).unlink()
+        (out / plots.SHEET).unlink()
         train(recipe, Request(data=spelled, out=out, resume=True, quiet=True))
     assert resume() == (0, "", ["photos", str(work)])
 

@@ -10,9 +10,9 @@ from timm.data.mixup import Mixup, mixup_target
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from parhelion.classification import album, scores
+from parhelion.classification import plots, scores
 from parhelion.classification.recipe import ClassificationRecipe
-from parhelion.classification.saved import Classifier, save_classifier
+from parhelion.classification.saved import Classifier
 from parhelion.classification.scores import Outcome
 from parhelion.data.balance import Balanced, class_numbers, class_weights
 from parhelion.data.identity import digest
@@ -35,7 +35,7 @@ class Classification(Task):
     """One classification run."""
 
     best_by = "top1"
-    last_picture = album.SHEET
+    last_picture = plots.SHEET
 
     def __init__(self, recipe: ClassificationRecipe, request: Request, *, processes: int = 1) -> None:
         """Open the images of `request`; `processes` take part in the run."""
@@ -120,15 +120,15 @@ class Classification(Task):
             epoch=epoch,
             metrics=dict(metrics),
         )
-        save_classifier(path, classifier)
+        classifier.save(path)
 
     def draw(self, out: Path, rows: Sequence[Mapping[str, Any]], model: nn.Module, outcome: Outcome | None) -> None:
         loader, names, title = self.loader("val", Share()), self.source.class_names, self._title()
         if outcome is None:
             # The processes' parts together are not in the order of the images.
             outcome = scores.outcome(model, loader)
-        album.draw_scores(out, title, rows, outcome, names)
-        album.draw_sheet(out, title, outcome, loader, self.recipe.preprocessing(), names)
+        plots.draw_scores(out, title, rows, outcome, names)
+        plots.draw_sheet(out, title, outcome, loader, self.recipe.preprocessing(), names)
 
     def costs(self, model: nn.Module) -> dict[str, int]:
         side = self.recipe.image_px

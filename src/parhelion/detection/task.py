@@ -22,8 +22,8 @@ from parhelion.detection import scores
 from parhelion.detection.initial import initialise_detector
 from parhelion.detection.plots import CURVES, SHEET, draw_sheet, learning_curves
 from parhelion.detection.recipe import DetectionRecipe
-from parhelion.detection.saved import Detector, built, save_detector
-from parhelion.detection.scores import Results
+from parhelion.detection.saved import Detector, built
+from parhelion.detection.scores import Outcome
 from parhelion.errors import UserError
 from parhelion.runs.lone_images import Size
 from parhelion.runs.request import Request
@@ -109,11 +109,11 @@ class Detection(Task):
             share=share,
         )
 
-    def outcome(self, model: nn.Module, batches: Iterable[loop.Batch]) -> Results:
-        return scores.results(model, batches, self.source.category_ids)
+    def outcome(self, model: nn.Module, batches: Iterable[loop.Batch]) -> Outcome:
+        return scores.outcome(model, batches, self.source.category_ids)
 
-    def scores(self, outcomes: Sequence[Results], epoch: int) -> Scores:
-        found = outcomes[0] if len(outcomes) == 1 else sum_of(outcomes)
+    def scores(self, outcomes: Sequence[Outcome], epoch: int) -> Scores:
+        found = outcomes[0] if len(outcomes) == 1 else scores.merged(outcomes)
         recipe = self.recipe
         metrics = found.scores(self._split("val"), masks=recipe.masks, most=recipe.max_found).metrics()
         kinds = ("box", "mask") if recipe.masks else ("box",)
@@ -123,11 +123,11 @@ class Detection(Task):
         return Scores(metrics=metrics, row=metrics, line=line, skipped=tuple(found.skipped))
 
     def save(self, path: Path, model: nn.Module, *, epoch: int, metrics: Mapping[str, float]) -> None:
-        save_detector(path, self._detector(model, epoch=epoch, metrics=metrics))
+        self._detector(model, epoch=epoch, metrics=metrics).save(path)
 
-    def draw(self, out: Path, rows: Sequence[Mapping[str, Any]], model: nn.Module, outcome: Results | None) -> None:
+    def draw(self, out: Path, rows: Sequence[Mapping[str, Any]], model: nn.Module, outcome: Outcome | None) -> None:
         title = f"{self.recipe.model} on {self.source.name}"
-        detection_curves(rows, out / CURVES, title)
+        learning_curves(rows, out / CURVES, title)
         draw_sheet(self._detector(model), self._split("val"), out / SHEET, title)
 
     def _split(self, split: Literal["train", "val"]) -> CocoImages:
@@ -188,12 +188,3 @@ def _images(recipe: DetectionRecipe, source: DetectionSource) -> Images:
         val_images=len(source.val),
         notes=(to_learn.text(), to_score.text(), *([too_full] if too_full else [])),
     )
-
-
-def sum_of(parts: Sequence[Results]) -> Results:
-    """What several processes found together, in the order of the images' ids."""
-    together = Results()
-    for part in parts:
-        together += part
-    together.entries.sort(key=lambda entry: entry["image_id"])
-    return together
