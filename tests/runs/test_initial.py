@@ -12,13 +12,13 @@ from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from safetensors.torch import save_file
 from torch import nn
 
+from parhelion.classification.saved import Classifier, save_classifier
 from parhelion.data.transforms import Preprocessing
 from parhelion.errors import UserError
+from parhelion.files.weights import save_weights
+from parhelion.models import create_model
 from parhelion.runs import initial
 from parhelion.runs.initial import initial_weights, initialise
-from parhelion.classification.saved import Classifier, save_classifier
-from parhelion.models.catalog import create_model
-from parhelion.files.weights import save_weights
 
 CLASSES = ("ant", "bee", "cat")
 ARGUMENTS = {"num_classes": 3, "in_chans": 1, "image_size": 16, "rows": "window", "block": 8, "halo": 2}

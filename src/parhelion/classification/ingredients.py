@@ -16,7 +16,7 @@ from parhelion.data.samples import Share, Stream, image_count
 from parhelion.data.sources import Source
 from parhelion.data.transforms import eval_transform, train_transform
 from parhelion.errors import UserError, nearest
-from parhelion.models.catalog import create_model, model_info
+from parhelion.models import create_model, model_info
 from parhelion.runs.images import choices_in_words, this_process
 
 

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
+from parhelion.data.transforms import Augmentation, Preprocessing
 from parhelion.errors import UserError
 from parhelion.runs.recipe import RULES, Recipe, Rules, share
-
-if TYPE_CHECKING:
-    # Imported where they are used: they bring torch, and a list of recipes should not wait for it.
-    from parhelion.data.transforms import Augmentation, Preprocessing
 
 # fmt: off
 OWN_RULES: Rules = {
@@ -74,8 +71,6 @@ class ClassificationRecipe(Recipe):
 
     def preprocessing(self, image_px: int = 0) -> Preprocessing:
         """What happens to every image of `image_px` pixels; by default as in evaluation."""
-        from parhelion.data.transforms import Preprocessing
-
         return Preprocessing(
             image_px=image_px or self.eval_px or self.image_px,
             in_chans=self.in_chans,
@@ -87,8 +82,6 @@ class ClassificationRecipe(Recipe):
 
     def augmentation(self) -> Augmentation:
         """What happens to training images at random."""
-        from parhelion.data.transforms import Augmentation
-
         return Augmentation(
             crop=self.crop,
             crop_scale=self.crop_scale,

@@ -12,7 +12,7 @@ from parhelion.detection.saved import TASK, built
 from parhelion.errors import UserError
 from parhelion.files.run_folder import WEIGHTS
 from parhelion.files.weights import read_facts
-from parhelion.models.catalog import create_model
+from parhelion.models import create_model
 from parhelion.models.count import multiply_adds, parameters
 
 

@@ -8,9 +8,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from parhelion.compare.costs import costs
 from parhelion.compare.yardsticks import YARDSTICKS, Column, Yardstick
-from parhelion.data.identity import place
+from parhelion.data.spelling import place
 from parhelion.errors import UserError
 from parhelion.files.run_folder import (
     BEGUN_IN,
@@ -202,6 +201,9 @@ def read_run(folder: Path) -> Run:
     if lacking:
         raise UserError(f"the recipe of the run {folder} lacks {', '.join(lacking)}")
     rows = _rows(folder, YARDSTICKS[task], recipe)
+    # Brings torch, which no mistake above needs.
+    from parhelion.compare.costs import costs
+
     params, count = costs(folder)
     whole = rows[-1]["epoch"] >= recipe["epochs"]
     return Run(

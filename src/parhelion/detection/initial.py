@@ -12,11 +12,13 @@ from torch import Tensor, nn
 from parhelion.detection.saved import Detector, holds_detector, load_detector
 from parhelion.detection.torchvision_weights import published
 from parhelion.errors import UserError
+from parhelion.models import create_model
 from parhelion.models.adapt import COUNTER, Adaptation, Normalised, Place, Pretrained, TensorReport, adapt
-from parhelion.models.catalog import IMAGENET_MEAN, IMAGENET_STD, create_model
+from parhelion.models.catalog import IMAGENET_MEAN, IMAGENET_STD
 from parhelion.models.resnet import ResNet
 from parhelion.models.timm_resnets import our_name
-from parhelion.runs.initial import PUBLISHED, TORCHVISION, check_finite, initialise, normalisation_notes
+from parhelion.runs.initial import check_finite, initialise, normalisation_notes
+from parhelion.runs.places import PUBLISHED, TORCHVISION
 
 BODY = "backbone.body."
 # Parts of a detector whose outputs stand for its classes.

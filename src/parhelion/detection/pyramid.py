@@ -11,7 +11,8 @@ from torch import nn
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
 
 from parhelion.errors import UserError, nearest
-from parhelion.models.catalog import check_choices, create_model
+from parhelion.models import create_model
+from parhelion.models.catalog import check_choices
 from parhelion.models.resnet import ResNet
 from parhelion.shapes import Float, Tensor
 

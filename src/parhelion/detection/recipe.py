@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
+from parhelion.data.annotated.augmentation import DetectionAugmentation
 from parhelion.errors import UserError
 from parhelion.runs.recipe import RULES, Recipe, Rules
-
-if TYPE_CHECKING:
-    # Imported where it is used: it brings torch, and a list of recipes should not wait for it.
-    from parhelion.data.annotated.transforms import DetectionAugmentation
 
 # fmt: off
 OWN_RULES: Rules = {
@@ -97,8 +94,6 @@ class DetectionRecipe(Recipe):
 
     def augmentation(self) -> DetectionAugmentation:
         """What happens to training images at random."""
-        from parhelion.data.annotated.transforms import DetectionAugmentation
-
         return DetectionAugmentation(
             image_px=self.image_px, jitter=self.jitter, flip=self.flip, color_jitter=self.color_jitter
         )

@@ -11,7 +11,7 @@ from torch import nn
 from parhelion.data.images import Exif
 from parhelion.detection import faster_rcnn, mask_rcnn
 from parhelion.errors import UserError
-from parhelion.files.weights import read_facts, read_saved, save_weights, weights_file, why_not_fit
+from parhelion.files.weights import is_of_task, read_saved, save_weights, weights_file, why_not_fit
 from parhelion.layers import GlobalSelfAttention
 from parhelion.models.resnet import ResNet
 
@@ -133,7 +133,7 @@ def _check_tables(detector: Detector) -> None:
 
 def holds_detector(path: Path) -> bool:
     """Whether the run folder or file `path` is that of a detector. Raises UserError where it is damaged or no run."""
-    return read_facts(weights_file(path)).get("task") == TASK
+    return is_of_task(path, TASK)
 
 
 def load_detector(path: str | Path) -> Detector:

@@ -15,7 +15,7 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops import FrozenBatchNorm2d
 
 from parhelion.errors import UserError
-from parhelion.runs.initial import TORCHVISION
+from parhelion.runs.places import TORCHVISION
 
 KINDS: dict[str, Any] = {"maskrcnn_resnet50_fpn": MaskRCNN, "fasterrcnn_resnet50_fpn": FasterRCNN}
 THOSE_THAT_FIT = " and ".join(f"{TORCHVISION}{name}" for name in KINDS)

@@ -8,8 +8,7 @@ from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
 from parhelion.data.loaders import end_workers
-from parhelion.data.samples import few
-from parhelion.errors import UserError
+from parhelion.errors import UserError, few
 from parhelion.runs.recipe import Recipe
 from parhelion.train import loop
 from parhelion.train.stopping import Stopped, StopRequest
