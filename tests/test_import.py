@@ -36,9 +36,11 @@ print(*{"PIL", "matplotlib", "numpy", "timm", "torch", "torchvision", "tyro"} & 
 """
 
 
-def run(program: str) -> str:
-    """What `program` prints in a process of its own."""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+def run(program: str, *words: object) -> str:
+    """What `program` prints in a process of its own, called with `words`."""
+    done = subprocess.run(
+        [sys.executable, "-c", program, *map(str, words)], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -62,6 +64,27 @@ print(type(model).__name__, model.num_classes)
     assert run(program) == "ResNet 3\n"
 
 
+SAVED = """
+import sys
+import torch
+from parhelion.layers import GlobalSelfAttention, HaloAttention
+model = torch.nn.Sequential(HaloAttention(8, heads=2, block=4, halo=1), GlobalSelfAttention(8, heads=2, size=10))
+torch.export.save(torch.export.export(model.eval(), (torch.ones(1, 8, 6, 10),)), sys.argv[1])
+"""
+LOADED = """
+import sys
+import parhelion
+import torch
+program = torch.export.load(sys.argv[1]).module()
+print(*program(torch.ones(1, 8, 6, 10)).shape)
+"""
+
+
+def test_a_saved_program_runs_where_parhelion_is_imported(tmp_path: Path) -> None:
+    run(SAVED, tmp_path / "program.pt2")
+    assert run(LOADED, tmp_path / "program.pt2") == "1 8 6 10\n"
+
+
 def lazy_packages() -> list[str]:
     """Every package whose names are imported when they are first used."""
     root = Path(parhelion.__file__).parent
@@ -78,7 +101,12 @@ def test_a_package_offers_the_same_names_to_everyone(name: str) -> None:
     # What type checkers and editors see is imported under `if TYPE_CHECKING`, or in any case.
     tree = ast.parse(Path(str(package.__file__)).read_text(encoding="utf-8"))
     imported = [alias for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names]
-    seen = {alias.asname or alias.name for alias in imported} - {"TYPE_CHECKING", "lazily", "timm_names"}
+    seen = {alias.asname or alias.name for alias in imported} - {
+        "TYPE_CHECKING",
+        "lazily",
+        "saved_programs",
+        "timm_names",
+    }
     assert seen == names
     assert not hasattr(package, "nonsense")
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from parhelion.lazy import lazily
 from parhelion.models import timm_names
+from parhelion.ops import saved_programs
 from parhelion.version import __version__
 
 if TYPE_CHECKING:
@@ -46,3 +47,4 @@ __all__ = [
 ]
 
 timm_names.register_with_timm()
+saved_programs.register_before_loading()

@@ -15,8 +15,9 @@ from parhelion.data.loaders import make_loader
 from parhelion.data.samples import Share, Stream, image_count
 from parhelion.data.sources import Source
 from parhelion.data.transforms import eval_transform, train_transform
-from parhelion.errors import UserError, nearest
-from parhelion.models import create_model, model_info
+from parhelion.errors import UserError
+from parhelion.models import create_model
+from parhelion.models.catalog import check_choices
 from parhelion.runs.images import choices_in_words, this_process
 
 
@@ -48,10 +49,8 @@ def untrained(recipe: ClassificationRecipe, source: Source) -> Classifier:
 
 def _choices(recipe: ClassificationRecipe) -> dict[str, Any]:
     """The choices of the recipe's model. Raises UserError for what is none, such as what other fields say."""
-    given, known = recipe.model_choices(), model_info(recipe.model).choices
-    for name in given.keys() - known.keys():
-        offer = nearest(name, known) or f"; it takes {', '.join(sorted(known))}"
-        raise UserError(f"choices holds {name!r}, but {recipe.model} has no such choice{offer}")
+    given = recipe.model_choices()
+    check_choices(recipe.model, given)
     return given
 
 
