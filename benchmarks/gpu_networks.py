@@ -15,6 +15,7 @@ import parhelion
 from parhelion.models.fold import fold
 from parhelion.models.reference import reference
 from parhelion.ops.implementation import Implementation
+from parhelion.speed.names import split
 from parhelion.speed.networks import (
     BATCH_NORMS,
     CHECKED_IMAGES,
@@ -25,7 +26,6 @@ from parhelion.speed.networks import (
     gradients,
     noise,
     settled,
-    split,
 )
 from parhelion.speed.timing import Candidate, Precision, Run, not_as_exact, not_finite
 

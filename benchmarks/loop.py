@@ -36,7 +36,7 @@ from parhelion.files.atomic import write_json
 from parhelion.files.environment import environment
 from parhelion.files.progress import Progress
 from parhelion.files.run_folder import RunRecord
-from parhelion.models.catalog import create_model
+from parhelion.models import create_model
 from parhelion.recipes.table import recipe
 from parhelion.runs.request import Request
 from parhelion.runs.setup import prepared

@@ -16,9 +16,9 @@ from torch.utils.flop_counter import FlopCounterMode
 import parhelion
 from parhelion.files.atomic import replacement
 from parhelion.models.reference import reference
+from parhelion.speed.names import TIMM
 from parhelion.speed.networks import (
     SEED,
-    TIMM,
     TRAINING_COST,
     Network,
     image_multiply_adds,

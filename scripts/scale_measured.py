@@ -29,7 +29,7 @@ from parhelion.data.loaders import make_loader
 from parhelion.data.sources import Source, open_source
 from parhelion.data.transforms import train_transform
 from parhelion.files.atomic import write_json
-from parhelion.models.catalog import create_model
+from parhelion.models import create_model
 from parhelion.recipes.table import recipe
 from parhelion.runs.setup import prepared
 from parhelion.seeds import seed_everything

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from parhelion.errors import UserError
-from parhelion.models.catalog import create_model
+from parhelion.models import create_model
 from parhelion.models.count import multiply_adds, parameters
 from parhelion.recipes.table import RECIPES, recipe
 

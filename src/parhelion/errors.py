@@ -1,7 +1,8 @@
 """The one error that is the user's to mend."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
+from typing import Any
 
 
 class UserError(ValueError):
@@ -27,3 +28,9 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """A clause that offers the known names nearest to `name`, e.g. `; did you mean halonet_h1 or halonet_h0?`."""
     close = get_close_matches(name, list(known), n=3, cutoff=0.5)
     return f"; did you mean {' or '.join(close)}?" if close else ""
+
+
+def few(names: Sequence[Any], limit: int = 5) -> str:
+    """The first names, comma-separated, and how many more there are."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(map(str, names[:limit])) + more

@@ -12,7 +12,7 @@ from parhelion.data.images import open_image
 from parhelion.data.transforms import Preprocessing
 from parhelion.errors import UserError
 from parhelion.files.weights import read_saved, save_weights
-from parhelion.models.catalog import create_model
+from parhelion.models import create_model
 
 ARGUMENTS = {"num_classes": 3, "in_chans": 1, "image_size": 16}
 

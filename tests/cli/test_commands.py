@@ -313,7 +313,7 @@ def test_what_is_missing_is_named(refused):
         (("--accumulate", "3"), "batch is 10, but it must be a multiple of 3"),
         (("--updates", "99"), "updates is 99, but 2 epochs of 3 updates have only 6"),
         (("--freeze", "9"), "freeze is 9, but the model has 4 parts"),
-        (("--choices", "drop_path=0.5"), "'drop_path', but resnet_tiny has no such choice"),
+        (("--choices", "drop_path=0.5"), "resnet_tiny has no choice 'drop_path'"),
         (("--choices", "widths=[0,0,0]"), "cannot be built with the choices widths=[0,0,0]"),
         (("--init-from", "nowhere"), "there is nothing at 'nowhere'"),
         (("--track", "tensorbord"), "did you mean tensorboard?"),

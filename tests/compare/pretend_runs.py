@@ -10,7 +10,7 @@ from parhelion.classification.saved import Classifier
 from parhelion.detection.recipe import DetectionRecipe
 from parhelion.detection.saved import Detector, built
 from parhelion.files.run_folder import RunRecord
-from parhelion.models.catalog import create_model
+from parhelion.models import create_model
 from parhelion.runs.recipe import Recipe
 
 DETECTED = ("a", "b", "c")

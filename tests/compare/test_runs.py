@@ -11,7 +11,7 @@ from PIL import Image
 from parhelion.compare.chart import compare_chart
 from parhelion.compare.runs import Spread, grouped, notes, read_run, read_runs, spread_text, table
 from parhelion.errors import UserError
-from parhelion.models.catalog import create_model
+from parhelion.models import create_model
 from parhelion.models.count import multiply_adds, parameters
 
 CONV = ("conv_stages=[1]",)

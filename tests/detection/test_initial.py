@@ -16,8 +16,8 @@ from parhelion.classification.saved import Classifier
 from parhelion.data.transforms import Preprocessing
 from parhelion.detection.initial import OF_CLASSES, initialise_detector
 from parhelion.errors import UserError
+from parhelion.models import create_model
 from parhelion.models.adapt import Adaptation, TensorReport
-from parhelion.models.catalog import create_model
 
 BODY = "backbone.body.model."
 CONV7 = {"stem": "conv7"}

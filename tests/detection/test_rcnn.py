@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from parhelion.detection import faster_rcnn, mask_rcnn
 from parhelion.errors import UserError
-from parhelion.models.catalog import create_model
+from parhelion.models import create_model
 
 OURS = ["resnet_tiny", "halonet_tiny", "gsa_tiny"]
 BACKBONES = [*OURS, "timm:resnet18", "timm:test_vit"]

@@ -16,7 +16,7 @@ from parhelion.data.transforms import Preprocessing
 from parhelion.detection.saved import Detector, built, holds_detector
 from parhelion.errors import UserError
 from parhelion.files.weights import read_facts, read_saved, save_weights
-from parhelion.models.catalog import create_model
+from parhelion.models import create_model
 
 
 def saved(folder: Path, **changes: Any) -> Path:

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from parhelion.errors import UserError
 from parhelion.layers.tables import resized_table
+from parhelion.models import create_model
 from parhelion.models.adapt import Adaptation, Place, Pretrained, adapt
-from parhelion.models.catalog import create_model
 from parhelion.models.resnet import ResNet
 from parhelion.models.timm_resnets import our_name, plain_resnet
 

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from parhelion.models.catalog import MODELS, create_model
+from parhelion.models import create_model
+from parhelion.models.catalog import MODELS
 from parhelion.models.count import multiply_adds, parameters
 from parhelion.models.resnet import ResNet
 

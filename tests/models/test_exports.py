@@ -20,8 +20,8 @@ from torchvision.models import feature_extraction
 
 import parhelion
 from parhelion.layers import GlobalSelfAttention, HaloAttention
+from parhelion.models import create_model
 from parhelion.models.accelerate import accelerate
-from parhelion.models.catalog import create_model
 
 pytestmark = pytest.mark.compile
 

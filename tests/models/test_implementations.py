@@ -15,9 +15,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import parhelion
 from parhelion import native
 from parhelion.errors import UserError
+from parhelion.models import create_model
 from parhelion.models.accelerate import accelerate, decelerate
 from parhelion.models.accelerate.halo import AcceleratedHaloAttn
-from parhelion.models.catalog import create_model
 from parhelion.models.count import multiply_adds
 from parhelion.models.fold import fold
 from parhelion.models.reference import reference

@@ -12,7 +12,8 @@ from torch import nn
 import parhelion
 from parhelion.errors import UserError
 from parhelion.layers import GlobalSelfAttention, HaloAttention
-from parhelion.models.catalog import MODELS, create_model
+from parhelion.models import create_model
+from parhelion.models.catalog import MODELS
 from parhelion.models.rows import STRIDES
 
 SIZES = [(224, 224), (256, 320), (97, 131)]

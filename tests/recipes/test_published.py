@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from parhelion.detection.pyramid import named_backbone
-from parhelion.models.catalog import IMAGENET_MEAN, IMAGENET_STD, create_model
+from parhelion.models import create_model
+from parhelion.models.catalog import IMAGENET_MEAN, IMAGENET_STD
 from parhelion.models.count import multiply_adds, parameters
 from parhelion.recipes.imagenet import MEAN, STD
 from parhelion.recipes.table import ENTRIES, RECIPES, recipe

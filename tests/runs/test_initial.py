@@ -16,7 +16,7 @@ from parhelion.classification.saved import Classifier
 from parhelion.data.transforms import Preprocessing
 from parhelion.errors import UserError
 from parhelion.files.weights import save_weights
-from parhelion.models.catalog import create_model
+from parhelion.models import create_model
 from parhelion.runs import initial
 from parhelion.runs.initial import initial_weights, initialise
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from parhelion.data.transforms import Augmentation, Preprocessing
 from parhelion.errors import UserError
 from parhelion.runs.recipe import RULES, Recipe, Rules, share
 
 if TYPE_CHECKING:
-    # Imported where they are used: they bring torch, and a list of recipes should not wait for it.
+    # Brings torch, and a list of recipes should not wait for it.
     from parhelion.classification.task import Classification
-    from parhelion.data.transforms import Augmentation, Preprocessing
     from parhelion.runs.request import Request
 
 # fmt: off
@@ -81,8 +81,6 @@ class ClassificationRecipe(Recipe):
 
     def preprocessing(self, image_px: int = 0) -> Preprocessing:
         """What happens to every image of `image_px` pixels; by default as in evaluation."""
-        from parhelion.data.transforms import Preprocessing
-
         return Preprocessing(
             image_px=image_px or self.eval_px or self.image_px,
             in_chans=self.in_chans,
@@ -94,8 +92,6 @@ class ClassificationRecipe(Recipe):
 
     def augmentation(self) -> Augmentation:
         """What happens to training images at random."""
-        from parhelion.data.transforms import Augmentation
-
         return Augmentation(
             crop=self.crop,
             crop_scale=self.crop_scale,

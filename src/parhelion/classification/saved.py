@@ -13,7 +13,7 @@ from parhelion.data.transforms import Preprocessing
 from parhelion.errors import UserError
 from parhelion.files.run_folder import RECIPE
 from parhelion.files.weights import read_saved, save_weights, weights_file, why_not_fit
-from parhelion.models.catalog import create_model
+from parhelion.models import create_model
 from parhelion.models.count import multiply_adds, parameters
 from parhelion.models.trained import timm_config
 

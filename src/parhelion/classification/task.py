@@ -22,8 +22,9 @@ from parhelion.data.sources import Source, open_source
 from parhelion.data.sources.folders import FolderImages
 from parhelion.data.sources.held_out import HELD_OUT, check_same, record
 from parhelion.data.transforms import eval_transform, train_transform
-from parhelion.errors import UserError, nearest
-from parhelion.models.catalog import create_model, model_info
+from parhelion.errors import UserError
+from parhelion.models import create_model
+from parhelion.models.catalog import check_choices
 from parhelion.models.count import multiply_adds
 from parhelion.runs.initial import initialise
 from parhelion.runs.request import Request
@@ -140,11 +141,14 @@ class Classification(Task):
     def _model_arguments(self) -> dict[str, Any]:
         """What `create_model` is given besides the name, as it is saved."""
         recipe = self.recipe
+        choices = recipe.model_choices()
+        # What other fields say, such as the number of classes, is no choice.
+        check_choices(recipe.model, choices)
         return {
             "num_classes": len(self.source.class_names),
             "in_chans": recipe.in_chans,
             "image_size": recipe.image_px,
-            **_choices(recipe),
+            **choices,
         }
 
 
@@ -173,15 +177,6 @@ def _images(recipe: ClassificationRecipe, source: Source, val_share: float | Non
         found=source.line(),
         files=files,
     )
-
-
-def _choices(recipe: ClassificationRecipe) -> dict[str, Any]:
-    """The choices of the recipe's model. Raises UserError for what is none, such as what other fields say."""
-    given, known = recipe.model_choices(), model_info(recipe.model).choices
-    for name in given.keys() - known.keys():
-        offer = nearest(name, known) or f"; it takes {', '.join(sorted(known))}"
-        raise UserError(f"choices holds {name!r}, but {recipe.model} has no such choice{offer}")
-    return given
 
 
 def _built(recipe: ClassificationRecipe, arguments: Mapping[str, Any]) -> nn.Module:

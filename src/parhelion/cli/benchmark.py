@@ -11,6 +11,9 @@ import tyro
 
 from parhelion.cli.arguments import check_folder, make_folder, parsed
 from parhelion.errors import UserError, printable
+from parhelion.models.catalog import model_info
+from parhelion.recipes.table import recipe_for_model
+from parhelion.speed.names import split
 
 if TYPE_CHECKING:
     from parhelion.speed.networks import Network
@@ -94,16 +97,20 @@ def _check(chosen: Arguments) -> None:
         raise UserError(f"--image-px is {chosen.image_px}; it must be at least 1")
     if chosen.out is not None:
         check_folder("--out", chosen.out)
+    for model in (chosen.model, *chosen.against):
+        if mistaken := recipe_for_model(model):
+            raise UserError(mistaken)
+        prefix, name = split(model)
+        # Only timm knows its own.
+        if not prefix:
+            model_info(name)
 
 
 def _candidates(chosen: Arguments) -> "list[Network]":
-    from parhelion.recipes.table import recipe_for_model
     from parhelion.speed.networks import Network, check_name, own_image_px
 
     models = list(dict.fromkeys((chosen.model, *chosen.against)))
     for model in models:
-        if mistaken := recipe_for_model(model):
-            raise UserError(mistaken)
         check_name(model)
     image_px = chosen.image_px or own_image_px(chosen.model)
     precision: Literal["float32", "bfloat16", "autocast"] = chosen.dtype

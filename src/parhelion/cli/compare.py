@@ -5,15 +5,13 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import tyro
 
 from parhelion.cli.arguments import parsed
+from parhelion.compare.runs import Group, grouped, notes, read_runs, table
 from parhelion.errors import UserError, printable
-
-if TYPE_CHECKING:
-    from parhelion.compare.runs import Group
 
 FORMATS = (".png", ".pdf", ".svg")
 
@@ -39,12 +37,11 @@ def run(arguments: list[str]) -> None:
         raise UserError("parhelion compare needs one RUN or more; parhelion compare --help says more")
     if chosen.out.suffix.lower() not in FORMATS:
         raise UserError(f"--out {chosen.out} must end in {', '.join(FORMATS)}")
-    # Bring torch, which a help text need not wait for.
-    from parhelion.compare.chart import compare_chart
-    from parhelion.compare.runs import grouped, notes, read_runs
-
     left_out: list[str] = []
     groups = grouped(read_runs(chosen.runs, left_out.append))
+    # Brings matplotlib, which help and mistakes need not wait for.
+    from parhelion.compare.chart import compare_chart
+
     compare_chart(groups, chosen.out)
     if chosen.json:
         print(printable(json.dumps([group.as_dict() for group in groups], indent=2, ensure_ascii=False)))
@@ -57,9 +54,7 @@ def run(arguments: list[str]) -> None:
     print(f"the picture is {chosen.out}")
 
 
-def _show(groups: Sequence["Group"]) -> None:
-    from parhelion.compare.runs import table
-
+def _show(groups: Sequence[Group]) -> None:
     headings, *rows = table(groups)
     if not sys.stdout.isatty():
         for row in (headings, *rows):

@@ -10,8 +10,11 @@ import tyro
 
 from parhelion.cli.arguments import check_folder, check_writable, make_folder, parsed, refuse_options
 from parhelion.cli.devices import move_to_fastest_device
+from parhelion.data.spelling import check_source, coco_folder
+from parhelion.detection.recipe import DetectionRecipe
 from parhelion.errors import UserError, printable
 from parhelion.files.run_folder import RECIPE
+from parhelion.files.weights import is_of_task
 
 CLASSIFIER_BATCH, DETECTOR_BATCH = 128, 8
 
@@ -75,16 +78,15 @@ def run(arguments: list[str]) -> None:
         raise UserError(f"max_found is {chosen.max_found}; it must be at least 1, or 0 for that of training")
     check_writable("--results", chosen.results)
     _check_out(chosen.out)
-    # Brings torch, which a help text need not wait for.
-    from parhelion.detection.saved import holds_detector
-
-    if holds_detector(chosen.checkpoint):
+    if is_of_task(chosen.checkpoint, DetectionRecipe.task):
         refuse_options(chosen, "a classifier", data_dir=None, download=False, out=None)
+        coco_folder(chosen.data)
         _detector(chosen)
     else:
         refuse_options(
             chosen, "a detector", results=None, on_bad_annotation="refuse", exif=None, masks=True, max_found=0
         )
+        check_source(chosen.data, data_dir=chosen.data_dir, download=chosen.download)
         _classifier(chosen)
 
 

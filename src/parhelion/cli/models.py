@@ -4,15 +4,14 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import tyro
 
 from parhelion.cli.arguments import parsed
 from parhelion.errors import UserError, nearest
-
-if TYPE_CHECKING:
-    from parhelion.models.catalog import ModelInfo
+from parhelion.models.catalog import ModelInfo, list_models, model_info
+from parhelion.recipes.table import recipe_for_model
 
 HEADINGS = ("model", "parameters", "multiply-adds", "input", "source")
 
@@ -30,10 +29,6 @@ class Arguments:
 def run(arguments: list[str]) -> None:
     """List models as `arguments` say."""
     chosen = parsed(Arguments, arguments, prog="parhelion models")
-    # Brings torch, which a help text need not wait for.
-    from parhelion.models.catalog import list_models, model_info
-    from parhelion.recipes.table import recipe_for_model
-
     names = list_models(chosen.pattern)
     if not names:
         offer = nearest(chosen.pattern, list_models()) or "; parhelion models lists them all"
@@ -48,7 +43,7 @@ def run(arguments: list[str]) -> None:
             print(*_cells(row), sep="\t")
 
 
-def _cells(row: "ModelInfo") -> tuple[str, ...]:
+def _cells(row: ModelInfo) -> tuple[str, ...]:
     return (
         row.name,
         f"{row.params / 1e6:.3f} M",
@@ -58,7 +53,7 @@ def _cells(row: "ModelInfo") -> tuple[str, ...]:
     )
 
 
-def _print_table(rows: Sequence["ModelInfo"]) -> None:
+def _print_table(rows: Sequence[ModelInfo]) -> None:
     from rich.console import Console
     from rich.table import Table
 

@@ -13,7 +13,9 @@ import tyro
 from parhelion.cli.answers import Entry, Table, json_array, json_line, tab_separated
 from parhelion.cli.arguments import check_writable, make_folder, parsed, refuse_options
 from parhelion.cli.devices import move_to_fastest_device
+from parhelion.detection.recipe import DetectionRecipe
 from parhelion.errors import UserError
+from parhelion.files.weights import is_of_task
 
 if TYPE_CHECKING:
     from parhelion.classification.predict import Prediction as Classes
@@ -68,12 +70,11 @@ def run(arguments: list[str]) -> None:
     if chosen.json and chosen.jsonl:
         raise UserError("--json prints one array and --jsonl a line for each image; choose one of them")
     check_writable("--results", chosen.results)
-    # Bring torch, which a help text need not wait for.
+    # Brings Pillow and numpy, which a help text need not wait for.
     from parhelion.data.image_files import image_files
-    from parhelion.detection.saved import holds_detector
 
     found = image_files(chosen.images, without=chosen.out)
-    detects = holds_detector(chosen.checkpoint)
+    detects = is_of_task(chosen.checkpoint, DetectionRecipe.task)
     if detects:
         refuse_options(chosen, "a classifier", batch=None)
     else:

@@ -1,5 +1,6 @@
 """`parhelion train RECIPE --data SOURCE --out DIR` and `parhelion train --resume DIR`."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -9,12 +10,16 @@ import tyro
 
 from parhelion.classification.recipe import ClassificationRecipe
 from parhelion.cli.arguments import parsed
+from parhelion.data.spelling import check_source, coco_folder
 from parhelion.detection.recipe import DetectionRecipe
 from parhelion.errors import UserError
-from parhelion.files.run_folder import PLACES, holds_run, saved_recipe
+from parhelion.files.run_folder import PLACES, check_out, holds_run, saved_recipe
+from parhelion.models.catalog import check_choices
 from parhelion.recipes.table import RECIPES, recipe, recipe_for_model
+from parhelion.runs.places import TIMM, check_images_are_there, check_start, spelled_here
 from parhelion.runs.recipe import Recipe
 from parhelion.runs.request import Request
+from parhelion.train.trackers import check_trackers
 
 FIRST = "halonet_tiny"
 
@@ -64,10 +69,30 @@ def run(arguments: list[str]) -> None:
         print(HELP.format(recipes="\n".join(_recipe_lines())), end="")
         return
     chosen = _to_resume(arguments) if arguments[0].partition("=")[0] == "--resume" else _chosen(arguments)
+    _check(chosen)
     # Brings torch, which help and mistakes need not wait for.
     from parhelion.runs.trainer import train
 
     train(chosen.recipe, chosen.request)
+
+
+def _check(chosen: Arguments) -> None:
+    """Raise UserError for what is wrong without a look at images or weights. The run looks again, for all its users."""
+    recipe, request = chosen.recipe, chosen.request
+    recipe.check()
+    check_trackers(request.track)
+    if isinstance(chosen, ClassificationArguments):
+        check_source(request.data, data_dir=request.data_dir, download=request.download, val_share=request.val_share)
+    else:
+        coco_folder(request.data)
+    # A detector may have a backbone of timm, of whose names timm alone knows.
+    if isinstance(chosen, ClassificationArguments) or not recipe.model.startswith(TIMM):
+        check_choices(recipe.model, recipe.model_choices())
+    if request.init_from is not None and not request.resume:
+        check_start(request.init_from)
+    # Of several processes the first may have made the folder already.
+    if not request.resume and "RANK" not in os.environ:
+        check_out(request.out)
 
 
 def _chosen(arguments: list[str]) -> Arguments:
@@ -151,9 +176,6 @@ def _to_resume(arguments: list[str]) -> Arguments:
 
 def _places(chosen: Resumed, saved: Mapping[str, Any]) -> dict[str, str | None]:
     """Where the images of the run are, and the weights it started from: data, data_dir, init_from."""
-    # Bring torch, which a help text need not wait for.
-    from parhelion.runs.places import check_images_are_there, spelled_here
-
     if not isinstance(saved.get("data"), str):
         raise UserError(f"the recipe in {chosen.resume} has no data; resume with the parhelion that wrote it, or newer")
     places = spelled_here(saved)

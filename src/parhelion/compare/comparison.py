@@ -1,14 +1,14 @@
 """What runs of each task are compared by: their scores and the costs of their models."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-from parhelion.classification import saved as classifiers
-from parhelion.detection import saved as detectors
 from parhelion.errors import UserError
 from parhelion.files.run_folder import WEIGHTS
 from parhelion.files.weights import read_facts
@@ -49,10 +49,6 @@ class Comparison:
     # Titles of the two costs.
     params: str = "parameters"
     work: str = "multiply-adds"
-    # What counts the two costs of a model from the header of its weights, and the parts of the header that it is built
-    # from.
-    costs: Callable[[Mapping[str, Any]], tuple[int, int]]
-    described_by: Sequence[str]
 
     @property
     def shares(self) -> tuple[Column, ...]:
@@ -76,8 +72,6 @@ CLASSIFICATION = Comparison(
     ),
     drawn={"top1": "top-1"},
     also=("top5",),
-    costs=classifiers.costs,
-    described_by=classifiers.FACTS,
 )
 DETECTION = Comparison(
     task="detection",
@@ -90,8 +84,6 @@ DETECTION = Comparison(
     drawn={"box_ap": "box AP", "mask_ap": "mask AP"},
     params="detector parameters",
     work="backbone multiply-adds",
-    costs=detectors.costs,
-    described_by=detectors.FACTS,
 )
 # By the `task` of a recipe.
 COMPARISONS = {comparison.task: comparison for comparison in (CLASSIFICATION, DETECTION)}
@@ -105,11 +97,17 @@ def costs(comparison: Comparison, folder: Path) -> tuple[int, int]:
     facts = read_facts(folder / WEIGHTS)
     try:
         # Only what the model is built from: seeds of one recipe are counted once.
-        return _counted(comparison.task, json.dumps({name: facts[name] for name in comparison.described_by}))
+        return _counted(comparison.task, json.dumps({name: facts[name] for name in _saved(comparison.task).FACTS}))
     except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise UserError(f"the header of {folder / WEIGHTS} describes no model that can be built ({error})") from error
 
 
 @lru_cache
 def _counted(task: str, facts: str) -> tuple[int, int]:
-    return COMPARISONS[task].costs(json.loads(facts))
+    counted: tuple[int, int] = _saved(task).costs(json.loads(facts))
+    return counted
+
+
+def _saved(task: str) -> ModuleType:
+    """The module that saves models of `task`. It brings torch, which mistakes in the folder of a run do not need."""
+    return import_module(f"parhelion.{task}.saved")

@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from parhelion.compare.comparison import CLASSIFICATION, COMPARISONS, Column, Comparison, costs
-from parhelion.data.identity import place
+from parhelion.data.spelling import place
 from parhelion.errors import UserError
 from parhelion.files.run_folder import (
     BEGUN_IN,

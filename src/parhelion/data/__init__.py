@@ -1,5 +1,4 @@
-"""Images in: what `--data` names (sources), how an image is prepared (transforms), batches (loaders).
+"""Images in: what `--data` may say (spelling) and what it opens (sources), transforms, batches (loaders).
 
-Nothing is imported here: `parhelion.data.transforms` and `parhelion.data.sources` stay quick to import, and timm
-is loaded by the function that needs it.
+Nothing is imported here: spelling, and what transforms are told, need no torch.
 """

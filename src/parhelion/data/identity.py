@@ -1,51 +1,19 @@
-"""What images are, however they are spelled: where a source lies, and a digest that moves along with its files."""
+"""What images are, wherever they lie: a digest that moves along with their files."""
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 from torch.utils.data import Dataset
 
 from parhelion.data.annotated.coco import CocoImages
-from parhelion.data.sources import FASHION, NAMED
 from parhelion.data.sources.folders import FolderImages
 from parhelion.data.sources.shards import Shards
 
-COCO, BUNDLED = "coco", "bundled"
 # Of so many files, evenly spread, the size is part of a digest: enough to notice that all images were scaled, and
 # nothing for a file system that must be asked for each.
 SIZES = 1000
-
-
-def absolute(spec: str, folder: Path) -> str:
-    """The source `spec`, spelled in `folder`, as it can be opened from any folder."""
-    return _with_path(spec, folder, os.path.abspath)
-
-
-def place(spec: str, folder: Path) -> str:
-    """The source `spec`, spelled in `folder`, in the one way that all spellings of it have in common."""
-    return _with_path(spec, folder, os.path.realpath)
-
-
-def path_of(spec: str) -> Path | None:
-    """The folder that `spec` names, where it names one rather than a data set."""
-    kind, colon, path = spec.partition(":")
-    if colon and kind == COCO:
-        return Path(path)
-    kind, slash, _ = spec.partition("/")
-    return None if spec in (BUNDLED, FASHION) or (slash and kind in NAMED) else Path(spec)
-
-
-def _with_path(spec: str, folder: Path, act: Callable[[Path], str]) -> str:
-    path = path_of(spec)
-    if path is None:
-        # hfds/ also reads folders; what else follows a kind is a name.
-        kind, _, name = spec.partition("/")
-        local = folder / Path(name).expanduser()
-        return f"{kind}/{act(local)}" if kind == "hfds" and local.is_dir() else spec
-    whole = act(folder / path.expanduser())
-    return f"{COCO}:{whole}" if spec.startswith(f"{COCO}:") else whole
 
 
 def digest(images: Dataset) -> str | None:

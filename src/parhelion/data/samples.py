@@ -1,10 +1,10 @@
 """What every source hands out: samples, in datasets with an order or in streams."""
 
 from abc import abstractmethod
-from collections.abc import Collection, Iterator, Sequence, Sized
+from collections.abc import Collection, Iterator, Sized
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, cast
+from typing import Literal, TypeAlias, cast
 
 from PIL import Image
 from torch.utils.data import Dataset, IterableDataset
@@ -118,12 +118,6 @@ def opening_error(spec: str, data_dir: Path | None, error: Exception) -> UserErr
     """What to raise when the library behind `spec` could not open it."""
     reason = " ".join((str(error) or type(error).__name__).split())
     return UserError(f"cannot open '{spec}' in {data_dir or 'its default folder'}: {reason}")
-
-
-def few(names: Sequence[Any], limit: int = 5) -> str:
-    """The first names, comma-separated, and how many more there are."""
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(map(str, names[:limit])) + more
 
 
 def image_count(samples: Dataset[Sample] | None) -> int:

@@ -1,18 +1,21 @@
 """From a PIL image to the tensor a model takes: one way for evaluation, a random one for training.
 
-timm is imported where it is used: that takes seconds, and a recipe or a `--help` needs only the dataclasses.
+torch and timm are imported where they are used: that takes seconds, and to check a recipe the dataclasses are enough.
 """
+
+from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import MISSING, asdict, dataclass, fields
-from typing import Any, Literal, get_args
-
-from PIL import Image
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from parhelion.errors import UserError, nearest
 
-Transform = Callable[[Image.Image], Tensor]
+if TYPE_CHECKING:
+    from PIL import Image
+    from torch import Tensor
+
+Transform: TypeAlias = "Callable[[Image.Image], Tensor]"
 
 Crop = Literal["resized", "padded", "center"]
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
@@ -52,7 +55,7 @@ class Preprocessing:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "Preprocessing":
+    def from_dict(cls, values: dict[str, Any]) -> Preprocessing:
         """The preprocessing that `as_dict` wrote, also after a round trip through JSON. Raises UserError."""
         known = {field.name: field.default for field in fields(cls)}
         unknown = sorted(values.keys() - known.keys())

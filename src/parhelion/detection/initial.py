@@ -17,11 +17,13 @@ from torchvision.ops import FrozenBatchNorm2d
 from parhelion.detection.pyramid import Pyramid
 from parhelion.detection.saved import Detector, holds_detector
 from parhelion.errors import UserError
+from parhelion.models import create_model
 from parhelion.models.adapt import COUNTER, Adaptation, Normalised, Place, Pretrained, TensorReport, adapt
-from parhelion.models.catalog import IMAGENET_MEAN, IMAGENET_STD, create_model
+from parhelion.models.catalog import IMAGENET_MEAN, IMAGENET_STD
 from parhelion.models.resnet import ResNet
 from parhelion.models.timm_resnets import our_name
-from parhelion.runs.initial import PUBLISHED, TORCHVISION, check_finite, initialise, normalisation_notes
+from parhelion.runs.initial import check_finite, initialise, normalisation_notes
+from parhelion.runs.places import PUBLISHED, TORCHVISION
 
 # How the names of a backbone's tensors begin in a detector: of any backbone, and of one of Parhelion's.
 BODY, NETWORK = "backbone.body.", "backbone.body.model."

@@ -10,7 +10,9 @@ from torch import nn
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
 
 from parhelion.errors import UserError, nearest
-from parhelion.models.catalog import check_choices, create_model, feature_maps
+from parhelion.models import create_model
+from parhelion.models.catalog import check_choices
+from parhelion.models.create import feature_maps
 from parhelion.models.resnet import ResNet, network_in
 from parhelion.models.timm_features import FeatureMaps
 from parhelion.shapes import Float, Tensor

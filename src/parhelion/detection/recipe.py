@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from parhelion.data.annotated.augmentation import DetectionAugmentation
 from parhelion.errors import UserError
 from parhelion.runs.recipe import RULES, Recipe, Rules
 
 if TYPE_CHECKING:
-    # Imported where they are used: they bring torch, and a list of recipes should not wait for it.
-    from parhelion.data.annotated.transforms import DetectionAugmentation
+    # Brings torch, and a list of recipes should not wait for it.
     from parhelion.detection.task import Detection
     from parhelion.runs.request import Request
 
@@ -104,8 +104,6 @@ class DetectionRecipe(Recipe):
 
     def augmentation(self) -> DetectionAugmentation:
         """What happens to training images at random."""
-        from parhelion.data.annotated.transforms import DetectionAugmentation
-
         return DetectionAugmentation(
             image_px=self.image_px, jitter=self.jitter, flip=self.flip, color_jitter=self.color_jitter
         )

@@ -12,7 +12,7 @@ from parhelion.data.images import Exif
 from parhelion.detection.pyramid import Pyramid
 from parhelion.detection.rcnn import faster_rcnn, mask_rcnn
 from parhelion.errors import UserError
-from parhelion.files.weights import read_facts, read_saved, save_weights, weights_file, why_not_fit
+from parhelion.files.weights import is_of_task, read_saved, save_weights, weights_file, why_not_fit
 from parhelion.models.count import multiply_adds, parameters
 
 TASK = "detection"
@@ -153,7 +153,7 @@ def built(arguments: Mapping[str, Any], *, drop_path: float = 0.0) -> nn.Module:
 
 def holds_detector(path: Path) -> bool:
     """Whether the run folder or file `path` holds a detector. Raises UserError where it is damaged or no run."""
-    return read_facts(weights_file(path)).get("task") == TASK
+    return is_of_task(path, TASK)
 
 
 def costs(facts: Mapping[str, Any]) -> tuple[int, int]:

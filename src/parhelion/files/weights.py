@@ -1,36 +1,40 @@
-"""Weights on disk: safetensors, with a few facts about the model in the header. Pickles are never read."""
+"""Weights on disk: safetensors, with a few facts about the model in the header. Pickles are never read.
+
+torch is imported where tensors are read or written: what a header says is known without it.
+"""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
-from safetensors.torch import save as as_bytes
-from torch import Tensor, nn
 
 from parhelion.errors import UserError
 from parhelion.files.atomic import replacement
 from parhelion.files.run_folder import WEIGHTS
 
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
 FORMAT_VERSION = 1
 PICKLE_SUFFIXES = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt", ".tar")
 
 
-def save_weights(path: Path, weights: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+def save_weights(path: Path, weights: "Mapping[str, Tensor]", facts: Mapping[str, Any]) -> None:
     """Write `weights` and `facts` to `path` in one step; the file that was there survives any failure.
 
     weights: any device and memory layout; tensors that share storage are written once each.
     facts: JSON values by name; they stand in the header of the file, each as a JSON string.
     """
+    # Not safetensors' own save_file, whose files nobody but their owner may read.
+    from safetensors.torch import save as as_bytes
+
     # "format": what other readers of safetensors look for.
     header = {"format": "pt", "parhelion_format": str(FORMAT_VERSION)}
     header |= {name: json.dumps(fact, allow_nan=False) for name, fact in facts.items()}
     with replacement(path) as temporary:
-        # Not safetensors' own save_file, whose files nobody but their owner may read.
         temporary.write_bytes(as_bytes(_separate(weights), metadata=header))
 
 
@@ -47,7 +51,7 @@ def weights_file(path: Path) -> Path:
     return path
 
 
-def load_weights(model: nn.Module, path: str | Path) -> None:
+def load_weights(model: "nn.Module", path: str | Path) -> None:
     """Copy the tensors of a run folder or a safetensors file into `model`; it must hold exactly the model's own.
 
     Raises:
@@ -60,21 +64,24 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     model.load_state_dict(weights)
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
+def read_weights(path: Path) -> "dict[str, Tensor]":
     """Every tensor of a safetensors file by name; UserError where there is no whole one."""
+    from safetensors.torch import load_file
+
     with _whole(path):
         return load_file(path)
 
 
 def read_header(path: Path) -> dict[str, str]:
     """The words in the header of a safetensors file, without its tensors; UserError where there is no whole one."""
-    with _whole(path), safe_open(path, framework="pt") as file:
+    # In the words of torch, safetensors would import it.
+    with _whole(path), safe_open(path, framework="np") as file:
         return file.metadata() or {}
 
 
 def read_saved(
     path: Path, *, kind: str = "saved network", needed: Sequence[str] = ()
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
+) -> "tuple[dict[str, Tensor], dict[str, Any]]":
     """The weights and facts that `save_weights` wrote to `path`.
 
     Raises UserError where it wrote no such file, or one of the facts `needed` is missing; then the file is no `kind`.
@@ -101,7 +108,15 @@ def read_facts(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} has a damaged header ({error})") from error
 
 
-def why_not_fit(model: nn.Module, weights: Mapping[str, Tensor]) -> str | None:
+def is_of_task(path: Path, task: str) -> bool:
+    """Whether the run folder or file `path` says that it was trained for `task`; classification says nothing.
+
+    Raises UserError where it is damaged or no run.
+    """
+    return read_facts(weights_file(path)).get("task") == task
+
+
+def why_not_fit(model: "nn.Module", weights: "Mapping[str, Tensor]") -> str | None:
     """A clause that counts the tensors of `weights` that `model` lacks, misses or shapes otherwise."""
     wanted = model.state_dict()
     missing = [name for name in wanted if name not in weights]
@@ -138,8 +153,10 @@ def _whole(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _separate(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _separate(weights: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
     """`weights` on the CPU, contiguous, no two sharing memory, as safetensors wants them."""
+    import torch
+
     separate: dict[str, Tensor] = {}
     seen: set[int] = set()
     for name, tensor in weights.items():

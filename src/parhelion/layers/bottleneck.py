@@ -3,7 +3,9 @@
 from timm.layers import DropPath, SEModule
 from torch import nn
 
-from parhelion.layers.operators import ACTIVATIONS, Activation, Operator
+from parhelion.layers.activations import ACTIVATIONS
+from parhelion.layers.choices import Activation
+from parhelion.layers.operators import Operator
 from parhelion.shapes import Float, Tensor
 
 

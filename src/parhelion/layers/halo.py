@@ -2,8 +2,9 @@
 
 from torch import fx, nn
 
+from parhelion.layers.choices import TableRows
 from parhelion.layers.heads import apart, channels_per_head, together
-from parhelion.layers.tables import TableRows, new_table, resize_parameter, without_spare
+from parhelion.layers.tables import new_table, resize_parameter, without_spare
 from parhelion.ops.halo import Border, Relative, Window, check_window, halo_attention, table_rows, table_widths
 from parhelion.ops.implementation import Implementation
 from parhelion.shapes import Float, Tensor

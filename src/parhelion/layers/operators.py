@@ -1,14 +1,16 @@
-"""What may stand in the middle of a bottleneck: frozen descriptions that build the spatial operator of a stage."""
+"""What may stand in the middle of a bottleneck: frozen descriptions that build the spatial operator of a stage.
+
+The descriptions need no torch; what they build brings it.
+"""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING
 
-from torch import nn
+from parhelion.layers.choices import TableRows
+from parhelion.ops.halo.contract import Border, Relative
 
-from parhelion.layers.gsa import GlobalSelfAttention
-from parhelion.layers.halo import HaloAttention
-from parhelion.layers.tables import TableRows
-from parhelion.ops.halo import Border, Relative
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,8 +21,10 @@ class Convolution:
         """Channels after the operator."""
         return dim
 
-    def build(self, dim: int, *, stride: int, size: int) -> nn.Module:
+    def build(self, dim: int, *, stride: int, size: int) -> "torch.nn.Module":
         """The module for `dim` channels; `size` (the longest axis of its map) does not matter here."""
+        from torch import nn
+
         return nn.Conv2d(dim, dim, 3, stride=stride, padding=1, bias=False)
 
 
@@ -37,8 +41,10 @@ class Gsa:
         """Channels after the operator."""
         return dim
 
-    def build(self, dim: int, *, stride: int, size: int) -> nn.Module:
+    def build(self, dim: int, *, stride: int, size: int) -> "torch.nn.Module":
         """The module for `dim` channels on maps whose longest axis has `size` pixels."""
+        from parhelion.layers.gsa import GlobalSelfAttention
+
         return GlobalSelfAttention(
             dim,
             heads=self.heads,
@@ -68,8 +74,10 @@ class Halo:
         """Channels after the operator: r_v widens the values."""
         return round(dim * self.value_ratio)
 
-    def build(self, dim: int, *, stride: int, size: int) -> nn.Module:
+    def build(self, dim: int, *, stride: int, size: int) -> "torch.nn.Module":
         """The module for `dim` channels; `size` (the longest axis of its map) does not matter here."""
+        from parhelion.layers.halo import HaloAttention
+
         return HaloAttention(
             dim,
             self.width_out(dim),
@@ -86,5 +94,3 @@ class Halo:
 
 
 Operator = Convolution | Gsa | Halo
-Activation = Literal["relu", "silu"]
-ACTIVATIONS: dict[Activation, type[nn.Module]] = {"relu": nn.ReLU, "silu": nn.SiLU}

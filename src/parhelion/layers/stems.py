@@ -1,20 +1,11 @@
 """How a network takes in the image."""
 
-from typing import Literal
-
 import torch.nn.functional as F
 from torch import nn
 
-from parhelion.layers.operators import ACTIVATIONS, Activation
+from parhelion.layers.activations import ACTIVATIONS
+from parhelion.layers.choices import STEMS, Activation, StemKind
 from parhelion.shapes import Float, Tensor
-
-StemKind = Literal["conv7", "conv3", "patch4"]
-# kernel, stride, padding of the convolution, and whether a 3x3 max-pool of stride 2 follows
-STEMS: dict[StemKind, tuple[int, int, int, bool]] = {
-    "conv7": (7, 2, 3, True),
-    "conv3": (3, 2, 1, False),
-    "patch4": (4, 4, 0, False),
-}
 
 
 class PatchConvolution(nn.Conv2d):
@@ -40,9 +31,3 @@ def stem_convolution(kind: StemKind, in_chans: int, width: int, act: Activation)
 def stem_pool(kind: StemKind) -> nn.Module:
     """The max-pool of stems that have one."""
     return nn.MaxPool2d(3, stride=2, padding=1) if STEMS[kind][3] else nn.Identity()
-
-
-def stem_reduction(kind: StemKind) -> int:
-    """Pixels of the image per pixel of the first stage's map, along one axis."""
-    _, stride, _, pooled = STEMS[kind]
-    return 2 * stride if pooled else stride

@@ -1,14 +1,12 @@
 """Tables of relative positions: how they start, and how they follow a window or a map to another size."""
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from parhelion.shapes import Float, Tensor, always
-
-TableRows = Literal["offsets", "window"]
 
 
 def new_table(offsets: int, head_dim: int, width: int, *, spare: int = 0) -> nn.Parameter:

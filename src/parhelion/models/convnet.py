@@ -6,9 +6,9 @@ arXiv 2103.12731 prints (COCO recipe). The paper does not say where it stands; w
 
 from dataclasses import dataclass
 
-from parhelion.layers.operators import Activation, Convolution
-from parhelion.layers.stems import StemKind
-from parhelion.models.resnet import Network, Stage
+from parhelion.layers.choices import Activation, StemKind
+from parhelion.layers.operators import Convolution
+from parhelion.models.network import Network, Stage
 from parhelion.models.rows import TINY_BLOCKS, TINY_WIDTHS, WIDTHS, Row, per_stage
 
 

@@ -7,9 +7,9 @@ is recalled, not quoted; counts of the layout that follow from it agree with the
 
 from dataclasses import dataclass
 
-from parhelion.layers.operators import Activation, Convolution, Gsa
-from parhelion.layers.stems import StemKind
-from parhelion.models.resnet import Network, Stage
+from parhelion.layers.choices import Activation, StemKind
+from parhelion.layers.operators import Convolution, Gsa
+from parhelion.models.network import Network, Stage
 from parhelion.models.rows import TINY_BLOCKS, TINY_WIDTHS, WIDTHS, Row, check_stages, per_stage
 
 

@@ -6,12 +6,11 @@ Letters of the paper: b `block`, h `halo`, r_v `value_ratio`, r_b `bottleneck`, 
 
 from dataclasses import dataclass
 
-from parhelion.layers.operators import Activation, Convolution, Halo, Operator
-from parhelion.layers.stems import StemKind
-from parhelion.layers.tables import TableRows
-from parhelion.models.resnet import Network, Stage
+from parhelion.layers.choices import Activation, StemKind, TableRows
+from parhelion.layers.operators import Convolution, Halo, Operator
+from parhelion.models.network import Network, Stage
 from parhelion.models.rows import TINY_BLOCKS, TINY_WIDTHS, WIDTHS, Row, check_stages, per_stage
-from parhelion.ops.halo import Border, Relative
+from parhelion.ops.halo.contract import Border, Relative
 
 
 @dataclass(frozen=True, kw_only=True)

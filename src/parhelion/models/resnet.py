@@ -2,7 +2,6 @@
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,53 +10,13 @@ from timm.models import checkpoint_seq
 from torch import fx, nn
 
 from parhelion.layers import GlobalSelfAttention, HaloAttention
+from parhelion.layers.activations import ACTIVATIONS
 from parhelion.layers.bottleneck import Bottleneck
-from parhelion.layers.operators import ACTIVATIONS, Activation, Operator
-from parhelion.layers.stems import StemKind, stem_convolution, stem_pool, stem_reduction
+from parhelion.layers.choices import stem_reduction
+from parhelion.layers.stems import stem_convolution, stem_pool
+from parhelion.models.network import Network
 from parhelion.models.timm_features import FeatureMaps, feature_take_indices
 from parhelion.shapes import Float, Tensor
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stage:
-    """A run of bottlenecks at one resolution."""
-
-    operator: Operator
-    blocks: int
-    width: int  # w, inside the bottleneck
-    dim_out: int
-    stride: int = 2  # of the first block
-    se_ratio: float = 0.0  # squeeze and excitation: hidden channels over channels; 0 is none
-
-
-@dataclass(frozen=True, kw_only=True)
-class Network:
-    """Everything that the skeleton needs to know."""
-
-    stem: StemKind
-    stem_width: int
-    stages: tuple[Stage, ...]
-    act: Activation
-    head_width: int | None = None  # d_f: a last 1x1 convolution before the pooling
-    zero_init_last: bool = True  # each block starts as its shortcut
-
-    @property
-    def reduction(self) -> int:
-        """Pixels of the image per pixel of the last map, along one axis."""
-        reduction = stem_reduction(self.stem)
-        for stage in self.stages:
-            reduction *= stage.stride
-        return reduction
-
-    def sizes(self, image_size: tuple[int, int]) -> list[list[int]]:
-        """The longest axis, in pixels, of the map that enters each block of each stage."""
-        size = -(-max(image_size) // stem_reduction(self.stem))
-        sizes = []
-        for stage in self.stages:
-            after = -(-size // stage.stride)
-            sizes.append([size] + [after] * (stage.blocks - 1))
-            size = after
-        return sizes
 
 
 class ResNet(nn.Module):

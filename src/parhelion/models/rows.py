@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from parhelion.errors import UserError
-from parhelion.models.resnet import Network
+from parhelion.models.network import Network
 
 WIDTHS = (64, 128, 256, 512)  # base widths of a ResNet's stages
 STRIDES = (1, 2, 2, 2)  # of each stage's first block

@@ -2,25 +2,36 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from timm.models import load_pretrained, register_model
-from torch import nn
+from parhelion.lazy import once_imported
 
-from parhelion.models.catalog import MODELS, TIMM_PREFIX, create_model, feature_maps
+if TYPE_CHECKING:
+    import torch
 
+# timm lists the models that it is told of here.
 __all__: list[str] = []
 # Where timm's configuration of a model says that its weights are.
 SOURCES = ("url", "file", "hf_hub_id", "state_dict")
 
 
-def register() -> None:
-    """Tell timm's registry of every model of the catalogue."""
+def register_with_timm() -> None:
+    """Tell timm's registry of every model of the catalogue: now, or as soon as somebody imports timm."""
+    once_imported("timm.models", _register)
+
+
+def _register() -> None:
+    from timm.models import register_model
+
+    from parhelion.models.catalog import MODELS
+
     for name in MODELS:
         register_model(_entrypoint(name))
 
 
 def _entrypoint(name: str) -> Any:
+    from parhelion.models.catalog import TIMM_PREFIX
+
     def build(
         pretrained: bool = False,
         pretrained_cfg: Any = None,
@@ -29,7 +40,11 @@ def _entrypoint(name: str) -> Any:
         img_size: int | Sequence[int] | None = None,
         drop_path_rate: float = 0.0,
         **arguments: Any,
-    ) -> nn.Module:
+    ) -> "torch.nn.Module":
+        from timm.models import load_pretrained
+
+        from parhelion.models.create import create_model, feature_maps
+
         # Of the weights as timm saved them; our tensors say all that is needed.
         arguments.pop("pretrained_model_args", None)
         size = tuple(img_size) if isinstance(img_size, Sequence) else img_size

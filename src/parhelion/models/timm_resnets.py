@@ -7,7 +7,8 @@ from timm.models.resnet import ResNet as TimmResNet
 from torch import nn
 
 from parhelion.layers.operators import Convolution
-from parhelion.models.resnet import Network, ResNet, Stage
+from parhelion.models.network import Network, Stage
+from parhelion.models.resnet import ResNet
 from parhelion.models.rows import STRIDES, WIDTHS
 
 STAGES = {f"layer{number}": str(number - 1) for number in range(1, 5)}

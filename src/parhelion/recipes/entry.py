@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from inspect import cleandoc
 from typing import Any, Literal
 
+from parhelion.models.catalog import model_info
 from parhelion.runs.recipe import Recipe
 
 Tag = Literal["paper", "cited", "recalled", "measured"]
@@ -73,9 +74,6 @@ class Entry:
     @property
     def multiply_adds(self) -> int:
         """Multiply-adds of one image through the model and not back, with 1000 classes; of a detector, the backbone."""
-        # Brings torch, which a help text need not wait for.
-        from parhelion.models.catalog import model_info
-
         return self.counted or model_info(self().model).multiply_adds
 
     @property

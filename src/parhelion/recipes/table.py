@@ -1,6 +1,7 @@
 """Every recipe by name."""
 
 from parhelion.errors import UserError, nearest
+from parhelion.models.catalog import list_models
 from parhelion.recipes import coco, imagenet, small, studies, transfer
 from parhelion.recipes.entry import Entry
 from parhelion.runs.recipe import Recipe
@@ -32,9 +33,6 @@ def recipe(name: str) -> Recipe:
 
 def model_for_recipe(name: str) -> str | None:
     """A sentence that names the recipes to train `name` with, where that is a model and no recipe."""
-    # Brings torch, which a list of recipes need not wait for.
-    from parhelion.models.catalog import list_models
-
     if name in RECIPES or name not in list_models():
         return None
     training = [found for found, entry in RECIPES.items() if entry().model == name]
@@ -49,8 +47,6 @@ def model_for_recipe(name: str) -> str | None:
 
 def recipe_for_model(name: str) -> str | None:
     """A sentence that names the model of the recipe `name`, where that is a recipe and no model."""
-    from parhelion.models.catalog import list_models
-
     if name not in RECIPES or name in list_models():
         return None
     return f"{name} is a recipe, not a model; its model is {RECIPES[name]().model}"

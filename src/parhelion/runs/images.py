@@ -3,8 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from parhelion.data.samples import few
-from parhelion.errors import UserError
+from parhelion.errors import UserError, few
 
 # So many classes are named where classes differ.
 NAMED = 50

@@ -16,17 +16,13 @@ from torch import Tensor, nn
 from parhelion.data.transforms import Preprocessing
 from parhelion.errors import UserError, nearest
 from parhelion.files.weights import PICKLE_SUFFIXES, read_header, read_saved, read_weights, weights_file, why_not_fit
+from parhelion.models import create_model
 from parhelion.models.adapt import Adaptation, Normalised, Pretrained, adapt
-from parhelion.models.catalog import create_model
 from parhelion.models.resnet import ResNet, network_in
 from parhelion.models.timm_resnets import our_name, plain_resnet
-
-HUB, TIMM, TORCHVISION = "hf-hub:", "timm:", "torchvision:"
-PUBLISHED = (HUB, TIMM, TORCHVISION)
-"""How the name of published weights begins; what begins otherwise is a path."""
+from parhelion.runs.places import FORMS, HUB, TIMM, TORCHVISION, check_start
 
 HUB_FILE = "model.safetensors"
-FORMS = f"a run folder, a .safetensors file, {HUB}OWNER/NAME or {TIMM}NAME"
 # What wrappers put before every name: DistributedDataParallel, torch.compile, timm's feature extractors.
 WRAPPERS = ("module.", "_orig_mod.", "model.")
 # The hub's client has no common ancestor for what can go wrong.
@@ -93,8 +89,7 @@ def initial_weights(spec: str) -> Pretrained:
         return _of_file(_download(spec, repository, revision or None), label=spec)
     if spec.startswith(TORCHVISION):
         raise UserError(f"{spec!r} is a name for detectors, which start from torchvision's; give {FORMS}")
-    if not spec or not Path(spec).exists():
-        raise UserError(f"there is nothing at {spec!r}; give {FORMS}")
+    check_start(spec)
     return _of_file(weights_file(Path(spec)), label=spec)
 
 

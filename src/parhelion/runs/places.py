@@ -5,10 +5,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from parhelion.data.identity import absolute, path_of, place
+from parhelion.data.spelling import absolute, path_of, place
 from parhelion.errors import UserError
 from parhelion.files.run_folder import BEGUN_IN
-from parhelion.runs.initial import PUBLISHED
+
+HUB, TIMM, TORCHVISION = "hf-hub:", "timm:", "torchvision:"
+PUBLISHED = (HUB, TIMM, TORCHVISION)
+"""How the name of published weights begins; what begins otherwise is a path."""
+FORMS = f"a run folder, a .safetensors file, {HUB}OWNER/NAME or {TIMM}NAME"
+
+
+def check_start(spec: str) -> None:
+    """Raise UserError where the weights to start from are a path, and nothing is there."""
+    if not spec.startswith(PUBLISHED) and (not spec or not Path(spec).exists()):
+        raise UserError(f"there is nothing at {spec!r}; give {FORMS}")
 
 
 def spelled_here(saved: Mapping[str, Any]) -> dict[str, str | None]:

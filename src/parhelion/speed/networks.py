@@ -13,15 +13,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from parhelion.errors import UserError, nearest
+from parhelion.models import create_model, model_info
 from parhelion.models.accelerate import accelerate
-from parhelion.models.catalog import create_model, list_models, model_info
 from parhelion.models.count import multiply_adds
 from parhelion.models.fold import fold
 from parhelion.models.reference import reference
 from parhelion.models.single_images import SingleImages
+from parhelion.speed.names import ACCELERATED, TIMM, split
 from parhelion.speed.timing import Candidate, Precision, Run, not_as_exact, not_finite
 
-TIMM, ACCELERATED = "timm:", "accelerated:"
 SEED = 20103019
 # Whole networks add up many roundings in another order: twice, as for one operation, would be luck.
 NETWORK_SLACK = 4.0
@@ -40,22 +40,6 @@ def check_name(model: str) -> None:
     elif not name or not timm.is_model(name):
         offer = nearest(name, timm.list_models()) or f"; {prefix}NAME takes a name of timm.list_models()"
         raise UserError(f"timm has no model {name!r}{offer}")
-
-
-def split(model: str) -> tuple[str, str]:
-    """`timm:resnet50` as (`timm:`, `resnet50`), a name of ours with an empty first part.
-
-    Raises:
-        UserError: a prefix that is neither `timm:` nor `accelerated:`.
-    """
-    for prefix in (TIMM, ACCELERATED):
-        if model.startswith(prefix):
-            return prefix, model.removeprefix(prefix)
-    if ":" in model:
-        raise UserError(
-            f"{model!r} must be one of {len(list_models())} names of parhelion models, timm:NAME, or accelerated:NAME"
-        )
-    return "", model
 
 
 def own_image_px(model: str) -> int:

@@ -8,13 +8,13 @@ from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeAlias
-
-from accelerate import PartialState
-from accelerate.tracking import GeneralTracker, TensorBoardTracker, WandBTracker
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from parhelion.errors import UserError, nearest, printable
 from parhelion.files.atomic import write_text
+
+if TYPE_CHECKING:
+    from accelerate.tracking import GeneralTracker
 
 NAMES = ("tensorboard", "wandb")
 TENSORBOARD = "tensorboard"
@@ -30,7 +30,7 @@ Past: TypeAlias = Sequence[tuple[int, Mapping[str, float]]]
 class Trackers:
     """Where a run's metrics go besides its folder; a context manager. Only the first process of a run has one."""
 
-    def __init__(self, open_ones: Sequence[GeneralTracker] = ()) -> None:
+    def __init__(self, open_ones: "Sequence[GeneralTracker]" = ()) -> None:
         self._open = list(open_ones)
 
     def __enter__(self) -> "Trackers":
@@ -84,6 +84,9 @@ def open_trackers(
 
     Raises UserError as `check_trackers` does, and where W&B cannot start.
     """
+    # Brings torch, which `check_trackers` need not wait for.
+    from accelerate import PartialState
+
     check_trackers(names)
     # Accelerate's trackers log, and its log wants to know the process; where a run has an Accelerator, it does.
     PartialState()
@@ -98,7 +101,9 @@ def open_trackers(
     return trackers
 
 
-def _tensorboard(folder: Path, run_name: str, config: Mapping[str, Any], past: Past) -> GeneralTracker:
+def _tensorboard(folder: Path, run_name: str, config: Mapping[str, Any], past: Past) -> "GeneralTracker":
+    from accelerate.tracking import TensorBoardTracker
+
     place = folder / TENSORBOARD
     # TensorBoard reads files in the order of their names, which begin with the time: after the clock was set back it
     # would take the new points for the older ones, and drop the others.
@@ -119,8 +124,9 @@ def _tensorboard(folder: Path, run_name: str, config: Mapping[str, Any], past: P
     return tracker
 
 
-def _wandb(folder: Path, run_name: str, config: Mapping[str, Any], past: Past) -> GeneralTracker:
+def _wandb(folder: Path, run_name: str, config: Mapping[str, Any], past: Past) -> "GeneralTracker":
     import wandb
+    from accelerate.tracking import WandBTracker
 
     file = folder / WANDB_ID
     if not file.exists():

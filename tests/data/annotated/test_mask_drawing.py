@@ -11,9 +11,10 @@ import torch
 from data.annotated.coco_folders import opened, rectangle, refused, run_lengths, write_coco
 from PIL import Image
 
+from parhelion.data.annotated.augmentation import DetectionAugmentation
 from parhelion.data.annotated.instances import Instances
 from parhelion.data.annotated.mask_drawing import View, drawn
-from parhelion.data.annotated.transforms import DetectionAugmentation, detection_train_transform
+from parhelion.data.annotated.transforms import detection_train_transform
 
 SIZE = H, W = 331, 457
 SCALED = (83, 114)

@@ -24,12 +24,9 @@ from data.annotated.coco_folders import (
 )
 from PIL import Image
 
+from parhelion.data.annotated.augmentation import DetectionAugmentation
 from parhelion.data.annotated.instances import Instances
-from parhelion.data.annotated.transforms import (
-    DetectionAugmentation,
-    detection_eval_transform,
-    detection_train_transform,
-)
+from parhelion.data.annotated.transforms import detection_eval_transform, detection_train_transform
 from parhelion.errors import UserError
 
 H, W = 46, 74

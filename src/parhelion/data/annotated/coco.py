@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,13 +19,12 @@ from parhelion.data.annotated.mask_drawing import mask_library
 from parhelion.data.annotated.paths import BESIDE_THE_IMAGES, ImageFiles, images_folder
 from parhelion.data.annotated.report import Report, by_problem, sharing_ids
 from parhelion.data.images import MODES, BadImage, Exif, try_open_image
-from parhelion.data.samples import VAL_NAMES, Split, few, split_name, split_names
-from parhelion.errors import UserError
+from parhelion.data.samples import VAL_NAMES, Split, split_name, split_names
+from parhelion.data.spelling import coco_folder
+from parhelion.errors import UserError, few
 
 DetectionSample: TypeAlias = tuple[Image.Image | BadImage, Instances, str]
 """The image, or why it cannot be used; what is annotated in it; its path."""
-
-YEAR = re.compile(r":\d+$")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -209,7 +207,7 @@ def open_coco(
 
     Raises UserError.
     """
-    folder, year = _folder_and_year(spec)
+    folder, year = coco_folder(spec)
     if in_chans not in MODES:
         raise UserError(f"in_chans is {in_chans}, but images are read with 3 channels (RGB) or 1 (grey)")
     if on_bad_annotation not in ("refuse", "drop"):
@@ -243,20 +241,6 @@ def open_coco(
     first = next(iter(opened.values()), None)
     names, ids = (first.class_names, first.category_ids) if first else ((), ())
     return DetectionSource(spec, train, val, names, ids, test=opened.get("test"))
-
-
-def _folder_and_year(spec: str) -> tuple[Path, str]:
-    """What "coco:DIR" or "coco:DIR:2017" names, the year as digits or ""; raises UserError."""
-    kind, _, place = spec.partition(":")
-    # No shell expands a ~ after a colon.
-    place = os.path.expanduser(place)
-    folder, year = Path(place), ""
-    if not folder.is_dir() and YEAR.search(place):
-        place, _, year = place.rpartition(":")
-        folder = Path(place)
-    if kind != "coco" or not place or not folder.is_dir():
-        raise UserError(f"there is no data source '{spec}': it should be coco:DIR, where DIR is an existing folder")
-    return folder, year
 
 
 def _annotation_file(folder: Path, split: Split, year: str = "") -> Path:

@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from parhelion.data.annotated.coco import CocoImages
-from parhelion.data.samples import few
-from parhelion.errors import UserError
+from parhelion.errors import UserError, few
 
 # Classes that are all listed; of more than that some of the most and some of the least frequent.
 LISTED, FEWEST = 10, 3

@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 
 from parhelion.data.annotated.annotations import Annotation, Checks, Unusable, is_side
 from parhelion.data.annotated.paths import ImageFiles, written_name
-from parhelion.data.samples import few
-from parhelion.errors import UserError
+from parhelion.errors import UserError, few
 
 REQUIRED: dict[str, dict[str, type]] = {
     "images": {"id": int, "file_name": str},

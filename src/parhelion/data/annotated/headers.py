@@ -8,8 +8,7 @@ from PIL import Image
 
 from parhelion.data.images import DECODING_ERRORS, BadImage, open_image, opened
 from parhelion.data.metadata import ORIENTATION
-from parhelion.data.samples import few
-from parhelion.errors import UserError
+from parhelion.errors import UserError, few
 
 if TYPE_CHECKING:
     from parhelion.data.annotated.coco import CocoImages

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from parhelion.data.samples import few
-from parhelion.errors import UserError
+from parhelion.errors import UserError, few
 
 BESIDE_THE_IMAGES = "_annotations.coco.json"
 

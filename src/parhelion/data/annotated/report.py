@@ -7,7 +7,7 @@ from pathlib import Path
 
 from parhelion.data.annotated.annotations import FEW_POINTS, NO_SEGMENTATION, OF_LEFT_OUT, Annotation
 from parhelion.data.annotated.file import IMAGE_FILE
-from parhelion.data.samples import few
+from parhelion.errors import few
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,6 @@
 """From a PIL image and what is annotated in it to what a detector takes; random for training.
 
-torchvision is imported where it is used: that takes seconds, and a recipe or a `--help` needs only the dataclass.
+torchvision is imported where it is used: that takes seconds.
 """
 
 from collections.abc import Callable
@@ -11,37 +11,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from parhelion.data.annotated.augmentation import DetectionAugmentation
 from parhelion.data.annotated.instances import Instances
 from parhelion.data.annotated.mask_drawing import View
-from parhelion.errors import UserError
 
 Target: TypeAlias = dict[str, Tensor]
 DetectionTransform: TypeAlias = Callable[[Image.Image, Instances], tuple[Tensor, Target]]
 
 # What is smaller after scaling and cropping teaches nothing, and torchvision's detectors refuse a box without area.
 SMALLEST_PX = 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class DetectionAugmentation:
-    """What training does to an image and its annotations at random; raises UserError for values that mean nothing."""
-
-    image_px: int
-    """Side of the square into which the image is scaled to fit, before jitter; no image comes out larger."""
-    jitter: tuple[float, float] = (1.0, 1.0)
-    """Range of a random factor on that scale (scale jitter, arXiv 2012.07177). From what is then larger than image_px
-    a part of that size is cut out at random; what is smaller stays smaller."""
-    flip: float = 0.5
-    """Probability of a mirror image."""
-    color_jitter: float = 0.0
-    """Largest change of brightness, contrast and saturation, as a share."""
-
-    def __post_init__(self) -> None:
-        _require(self.image_px >= 1, "image_px", self.image_px, "at least 1")
-        low, high = self.jitter
-        _require(0 < low <= high < float("inf"), "jitter", self.jitter, "two rising positive numbers")
-        _require(0 <= self.flip <= 1, "flip", self.flip, "a probability, 0 to 1")
-        _require(0 <= self.color_jitter < float("inf"), "color_jitter", self.color_jitter, "0 (off) or more")
 
 
 def detection_train_transform(augmentation: DetectionAugmentation, *, masks: bool) -> DetectionTransform:
@@ -169,8 +147,3 @@ def _any_pixel(masks: Tensor) -> Tensor:
 
 def _those(chosen: Tensor, target: Target) -> Target:
     return {name: values[chosen] for name, values in target.items()}
-
-
-def _require(holds: bool, name: str, value: object, right: str) -> None:
-    if not holds:
-        raise UserError(f"{name} is {value!r}, but it should be {right}")

@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from parhelion.data.images import HEIF_ADVICE, HEIF_ENDINGS, endings
-from parhelion.data.samples import few
-from parhelion.errors import UserError
+from parhelion.errors import UserError, few
 
 
 @dataclass

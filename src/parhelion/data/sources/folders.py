@@ -7,9 +7,9 @@ from pathlib import Path
 from torch.utils.data import Dataset
 
 from parhelion.data.images import endings, try_open_image
-from parhelion.data.samples import VAL_NAMES, Sample, Source, Split, few
+from parhelion.data.samples import VAL_NAMES, Sample, Source, Split
 from parhelion.data.sources.class_folders import counted, find_images, natural_order
-from parhelion.errors import UserError, printable
+from parhelion.errors import UserError, few, printable
 
 SPLIT_NAMES = ("train", *VAL_NAMES)
 

@@ -9,8 +9,8 @@ from typing import IO, Any
 from torch.utils.data import Dataset
 
 from parhelion.data.images import BadImage, try_open_image
-from parhelion.data.samples import Sample, Source, Split, few, numbered, opening_error, split_name, split_names
-from parhelion.errors import UserError
+from parhelion.data.samples import Sample, Source, Split, numbered, opening_error, split_name, split_names
+from parhelion.errors import UserError, few
 
 # What Dataset.save_to_disk leaves in its folder, and DatasetDict.save_to_disk in those of its splits.
 SAVED = "state.json"

@@ -19,8 +19,8 @@ from typing import Any, TypeAlias
 from torch.utils.data import get_worker_info
 
 from parhelion.data.images import ENDINGS, BadImage, try_open_image
-from parhelion.data.samples import Sample, Share, Source, Split, Stream, few, numbered, split_name, split_names
-from parhelion.errors import UserError
+from parhelion.data.samples import Sample, Share, Source, Split, Stream, numbered, split_name, split_names
+from parhelion.errors import UserError, few
 
 INFO_NAMES = ("_info.json", "info.json")
 SHUFFLED_AT_ONCE = 2048

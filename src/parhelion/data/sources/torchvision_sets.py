@@ -9,8 +9,8 @@ import torch
 from torch.utils.data import Dataset
 
 from parhelion.data.images import BadImage, as_mode, open_image
-from parhelion.data.samples import Sample, Source, Split, few, opening_error
-from parhelion.errors import UserError, nearest
+from parhelion.data.samples import Sample, Source, Split, opening_error
+from parhelion.errors import UserError, few, nearest
 
 NAMES = (
     "cifar10",

@@ -1,8 +1,9 @@
-"""What `halo_attention` asks of its arguments, in words."""
+"""What `halo_attention` asks of its arguments, in words. The names of its choices need no torch."""
 
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from torch import Tensor
+if TYPE_CHECKING:
+    import torch
 
 Border = Literal["zero", "masked"]
 Relative = Literal["halves", "summed"]
@@ -63,7 +64,7 @@ def check_window(window: Window) -> None:
         raise ValueError(f"offsets must be 'pixels' or 'queries', not {window.offsets!r}")
 
 
-def check_maps(q: Tensor, k: Tensor, v: Tensor, stride: int) -> None:
+def check_maps(q: "torch.Tensor", k: "torch.Tensor", v: "torch.Tensor", stride: int) -> None:
     """Raise ValueError unless q, k and v are maps of one image batch, with q at the strided pixels."""
     for name, tensor in (("q", q), ("k", k), ("v", v)):
         if tensor.ndim != 5:
@@ -79,7 +80,9 @@ def check_maps(q: Tensor, k: Tensor, v: Tensor, stride: int) -> None:
         raise ValueError(f"q must be {expected} for k of {tuple(k.shape)} and {stride=}, not {tuple(q.shape)}")
 
 
-def check_tables(table_h: Tensor | None, table_w: Tensor | None, rows: int, widths: tuple[int, int]) -> None:
+def check_tables(
+    table_h: "torch.Tensor | None", table_w: "torch.Tensor | None", rows: int, widths: tuple[int, int]
+) -> None:
     """Raise ValueError unless both tables are absent, or both have a row for every offset."""
     if (table_h is None) != (table_w is None):
         raise ValueError("table_h and table_w belong together: give both or neither")

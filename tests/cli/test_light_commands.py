@@ -1,0 +1,103 @@
+"""Help, lists, and mistakes that need no model are answered without torch and timm, whose import takes seconds."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from parhelion.cli import VERBS
+
+COMMAND = """
+import sys
+from parhelion.cli import main
+code = main(sys.argv[1:])
+print(code, *sorted({"torch", "timm"} & sys.modules.keys()), file=sys.stderr)
+"""
+
+
+def light(*words: object, code: int) -> str:
+    """What the command line prints in a process of its own, which ends with `code` and without torch and timm."""
+    command = [sys.executable, "-c", COMMAND, *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    *sentences, last = done.stderr.splitlines()
+    assert last == str(code), done.stderr
+    return done.stdout if code == 0 else "\n".join(sentences)
+
+
+ANSWERS = [
+    *(([verb, "--help"], f"parhelion {verb}") for verb in VERBS),
+    (["--help"], "commands:"),
+    (["--version"], "parhelion "),
+    (["train", "halonet_tiny", "--help"], "--label-smoothing"),
+    (["train", "mask_rcnn_finetune", "--help"], "--fpn-width"),
+    (["models"], "halonet_h7\t67.400 M\t109.870 G\t600 px\t"),
+    (["models", "gsa_*", "--json"], '"params": 18052856'),
+    (["recipes"], "mask_rcnn_resnet50_se_coco\t"),
+    (["recipes", "--json"], '"multiply_adds_per_image"'),
+    (["recipes", "halonet_h0_imagenet"], "weight_decay"),
+]
+
+
+@pytest.mark.parametrize(("words", "part"), ANSWERS, ids=lambda value: " ".join(value)[:40])
+def test_help_and_lists_need_no_torch(words: list[str], part: str) -> None:
+    assert part in light(*words, code=0)
+
+
+TRAIN = ["train", "halonet_tiny", "--data", "bundled", "--out", "run"]
+DETECT = ["train", "mask_rcnn_halonet_tiny", "--out", "run", "--data"]
+MISTAKES = [
+    ([], "name a command"),
+    (["trian"], "did you mean train?"),
+    (["models", "halonet_h9"], "no model is called 'halonet_h9'; did you mean"),
+    (["recipes", "halonet_tinny"], "did you mean halonet_tiny"),
+    (["recipes", "halonet_h0"], "halonet_h0 is a model, not a recipe"),
+    (["train"], "name a recipe"),
+    (["train", "halonet_tinny"], "there is no recipe 'halonet_tinny'; did you mean halonet_tiny"),
+    (["train", "halonet_tiny"], "needs --data and --out"),
+    ([*TRAIN, "--epoch", "3"], "has no option --epoch; did you mean --epochs"),
+    ([*TRAIN, "--epochs", "three"], "--epochs: invalid literal"),
+    ([*TRAIN, "--epochs", "0"], "epochs is 0; it must be at least 1"),
+    ([*TRAIN, "--std", "0"], "std is (0.0, 0.0, 0.0), but it should be more than 0"),
+    ([*TRAIN, "--model", "halonet_tinny"], "there is no model 'halonet_tinny'; did you mean halonet_tiny"),
+    ([*TRAIN, "--choices", "blok=4"], "halonet_tiny has no choice 'blok'; did you mean block"),
+    ([*TRAIN, "--data", "nowhere"], "there is no data source 'nowhere'"),
+    ([*TRAIN, "--data", "coco:scenes"], "expected a classification data set"),
+    ([*TRAIN, "--val-share", "0.2"], "which 'bundled' is not"),
+    ([*TRAIN, "--download"], "the source is 'bundled'"),
+    ([*TRAIN, "--out", "file"], "--out file is a file"),
+    ([*TRAIN, "--init-from", "nowhere"], "there is nothing at 'nowhere'; give a run folder"),
+    ([*TRAIN, "--track", "wandbb"], "there is no tracker 'wandbb'; did you mean wandb?"),
+    ([*DETECT, "coco:nowhere"], "there is no data source 'coco:nowhere'"),
+    ([*DETECT, "bundled"], "it should be coco:DIR"),
+    ([*DETECT, "coco:.", "--jitter", "2", "1"], "jitter is (2.0, 1.0); it must be two rising numbers above 0"),
+    (["train", "--resume", "nowhere"], "nowhere holds no run to resume"),
+    (["evaluate"], "needs DIR_OR_CHECKPOINT and --data"),
+    (["evaluate", "nowhere", "--data", "bundled"], "there is no checkpoint or run folder nowhere"),
+    (["evaluate", "nowhere", "--data", "bundled", "--batch", "0"], "batch is 0"),
+    (["evaluate", "weights.pt", "--data", "bundled"], "is a pickle"),
+    (["predict", "nowhere"], "needs one IMAGE or more"),
+    (["predict", "nowhere", "nowhere.jpg"], "there is no image nowhere.jpg"),
+    (["predict", "nowhere", "file"], "there is no checkpoint or run folder nowhere"),
+    (["predict", "damaged.safetensors", "file"], "is not a whole safetensors file"),
+    (["compare"], "needs one RUN or more"),
+    (["compare", "nowhere"], "there is no run folder nowhere"),
+    (["benchmark", "halonet_h9"], "there is no model 'halonet_h9'"),
+    (["benchmark", "halonet_h0", "--against", "halonet_h9"], "there is no model 'halonet_h9'"),
+    (["benchmark", "halonet_h0_imagenet"], "halonet_h0_imagenet is a recipe, not a model"),
+    (["benchmark", "time:resnet50"], "names of parhelion models, timm:NAME, or accelerated:NAME"),
+]
+
+
+@pytest.mark.parametrize(("words", "sentence"), MISTAKES, ids=lambda value: " ".join(value)[:60])
+def test_mistakes_that_need_no_model_are_told_without_torch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], sentence: str
+) -> None:
+    for name in ("file", "weights.pt", "damaged.safetensors"):
+        (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
+    said = light(*words, code=2)
+    assert said.startswith("parhelion: ")
+    assert said.count("\n") == 0
+    assert sentence in said
+    assert not (tmp_path / "run").exists()
