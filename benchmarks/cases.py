@@ -11,10 +11,10 @@ import peers
 from peers import Layer, Runtime, WithGsaPytorch
 from torch import nn
 
-from parhelion.evaluate.networks import Network
-from parhelion.evaluate.speed import Candidate, Precision
+from parhelion.speed.networks import Network
+from parhelion.speed.timing import Candidate, Precision
 
-# A row of a measured case: see `parhelion.evaluate.speed.measure`.
+# A row of a measured case: see `parhelion.speed.timing.measure`.
 Rows = Mapping[str, Mapping[str, Any]]
 
 OURS, CONVOLUTION = "parhelion", "3x3 convolution"

@@ -22,9 +22,9 @@ from cases import CASES, Case
 from peers import PACKAGES
 
 from parhelion.cli import exit_code
-from parhelion.evaluate.report import HEADINGS, cells, figures, narrator, save_report, speed_case, speed_report
-from parhelion.evaluate.speed import Candidate, Run, WrongNumbersError, footnote, ready
-from parhelion.train.atomic import write_json
+from parhelion.files.atomic import write_json
+from parhelion.speed.report import HEADINGS, cells, figures, narrator, save_report, speed_case, speed_report
+from parhelion.speed.timing import Candidate, Run, WrongNumbersError, footnote, ready
 
 RESULTS = Path(__file__).parent / "results"
 QUICK_ROUNDS = 2

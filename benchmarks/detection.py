@@ -33,13 +33,13 @@ from torchvision.ops import masks_to_boxes
 
 from parhelion.cli import exit_code
 from parhelion.detection.rcnn import mask_rcnn
+from parhelion.detection.task import train
 from parhelion.errors import UserError
-from parhelion.evaluate.networks import MOMENTUM, SEED
-from parhelion.evaluate.report import narrator, save_report, speed_report
-from parhelion.evaluate.speed import Candidate, Run, footnote, not_finite
-from parhelion.recipes.detection import train
+from parhelion.files.atomic import write_json
 from parhelion.recipes.table import recipe
-from parhelion.train.atomic import write_json
+from parhelion.speed.networks import MOMENTUM, SEED
+from parhelion.speed.report import narrator, save_report, speed_report
+from parhelion.speed.timing import Candidate, Run, footnote, not_finite
 
 RESULTS = Path(__file__).parent / "results"
 SCENES = Path(__file__).parents[1] / "scripts" / "scenes.py"

@@ -11,7 +11,7 @@ from gpu_networks import GpuNetwork, WithGsaPytorch, operator, operators
 from gpu_peers import GpuLayer
 from peers import convolution, gsa_pytorch_gsa, our_gsa, timm_halo
 
-from parhelion.evaluate.speed import Candidate
+from parhelion.speed.timing import Candidate
 
 COMPILED, REFERENCE = f"{OURS}, compiled", f"{OURS}, reference"
 SDPA, FLEX = "SDPA with a bias", "FlexAttention"
@@ -66,8 +66,8 @@ TINY = Scale(
     side=16,
     inference=1,
     training=2,
-    halonet_px=64,
-    gsa_px=64,
+    halonet_px=32,
+    gsa_px=32,
     step_images=2,
     stand_ins={
         "halonet_h1": "halonet_tiny",

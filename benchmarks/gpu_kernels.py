@@ -17,9 +17,9 @@ from gpu_record import number
 from gpu_session import Session
 from torch import Tensor
 
-from parhelion.evaluate.speed import not_as_exact, not_finite
 from parhelion.ops import axial_attention, content_attention, gpu, halo_attention
 from parhelion.ops.halo import table_rows
+from parhelion.speed.timing import not_as_exact, not_finite
 
 SEED = 20103019
 # A wrong kernel errs by hundreds of times what plain PyTorch does.

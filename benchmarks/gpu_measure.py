@@ -16,9 +16,9 @@ from gpu_process import NO_TIME
 from gpu_session import Session
 from gpu_timing import COPY, EXPONENTIALS, PRODUCT, held_bytes, in_turns, noted, peak_mib
 
-from parhelion.evaluate.networks import at_precision
-from parhelion.evaluate.report import figures
-from parhelion.evaluate.speed import Candidate, Run, WrongNumbersError, ready, summary
+from parhelion.speed.networks import at_precision
+from parhelion.speed.report import figures
+from parhelion.speed.timing import Candidate, Run, WrongNumbersError, ready, summary
 
 AUTO = "auto"
 REHEARSAL_ROUNDS = 2

@@ -12,7 +12,10 @@ from peers import gsa_pytorch_gsa
 from torch import Tensor, nn
 
 import parhelion
-from parhelion.evaluate.networks import (
+from parhelion.models.fold import fold
+from parhelion.models.reference import reference
+from parhelion.ops.implementation import Implementation
+from parhelion.speed.networks import (
     BATCH_NORMS,
     CHECKED_IMAGES,
     NETWORK_SLACK,
@@ -24,10 +27,7 @@ from parhelion.evaluate.networks import (
     settled,
     split,
 )
-from parhelion.evaluate.speed import Precision, Run, not_as_exact, not_finite
-from parhelion.models.fold import fold
-from parhelion.models.reference import reference
-from parhelion.ops.implementation import Implementation
+from parhelion.speed.timing import Precision, Run, not_as_exact, not_finite
 
 # Weight of each residual branch's last norm. With one, untrained attention multiplies roundings to bfloat16 up until
 # nothing of the logits is left, and no check could tell right from wrong; training starts it at zero.

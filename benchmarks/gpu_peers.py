@@ -16,11 +16,11 @@ from peers import LAYER_SLACK, Layer, _masks_of_gsa_pytorch_in_float64
 from torch import Tensor, nn
 
 import parhelion
-from parhelion.evaluate.networks import BATCH_NORMS, SEED, TRAINING_COST, at_precision
-from parhelion.evaluate.speed import Precision, Run, not_as_exact, not_finite
 from parhelion.layers.heads import apart, together
 from parhelion.models.reference import reference, run_on
 from parhelion.ops.implementation import Implementation
+from parhelion.speed.networks import BATCH_NORMS, SEED, TRAINING_COST, at_precision
+from parhelion.speed.timing import Precision, Run, not_as_exact, not_finite
 
 Attend = Callable[[Tensor, Tensor, Tensor, tuple[Tensor, Tensor], int, int], Tensor]
 

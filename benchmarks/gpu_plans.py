@@ -17,10 +17,10 @@ from gpu_session import Session
 from gpu_timing import in_turns
 from torch import Tensor
 
-from parhelion.evaluate.report import figures
-from parhelion.evaluate.speed import Run, summary
 from parhelion.ops import gpu, halo_attention
 from parhelion.ops.halo import table_rows, triton, triton_plan
+from parhelion.speed.report import figures
+from parhelion.speed.timing import Run, summary
 
 ROUNDS, REHEARSAL_ROUNDS = 7, 1
 SEED = 20103019

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from parhelion.train.atomic import write_json
+from parhelion.files.atomic import write_json
 
 
 class Record:

@@ -14,8 +14,8 @@ from gpu_timing import Clock, Yardstick, gpu_clock, gpu_facts, host_clock
 
 import parhelion
 from parhelion.errors import UserError
-from parhelion.evaluate.report import narrator, speed_report
-from parhelion.evaluate.speed import Run
+from parhelion.speed.report import narrator, speed_report
+from parhelion.speed.timing import Run
 
 PACKAGES = ("torch", "triton", "timm", "gsa-pytorch")
 TINY_YARDSTICK = Yardstick(copy_bytes=2**16, product_side=64, raised_numbers=2**10, raised_times=2)

@@ -10,8 +10,8 @@ from gpu_measure import floor_text
 from gpu_plans import text_of_plan
 from gpu_training import STAGES, text_of_steps
 
-from parhelion.evaluate.report import figures
-from parhelion.evaluate.speed import footnote
+from parhelion.speed.report import figures
+from parhelion.speed.timing import footnote
 
 NOT_MEASURED = "not measured"
 

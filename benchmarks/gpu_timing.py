@@ -13,9 +13,9 @@ import torch
 from gpu_floor import Rates
 from gpu_process import sentence
 
-from parhelion.evaluate.products import Run, matrix_product, product_run, seconds_per_call
+from parhelion.files.progress import span
 from parhelion.ops import gpu
-from parhelion.train.progress import span
+from parhelion.speed.products import Run, matrix_product, product_run, seconds_per_call
 
 # Seconds of each of so many calls.
 Clock = Callable[[Run, int], list[float]]

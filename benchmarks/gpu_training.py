@@ -11,8 +11,8 @@ from gpu_record import number
 from gpu_session import Session
 
 import parhelion
-from parhelion.data.fashion import bundled_images
-from parhelion.evaluate.networks import SEED
+from parhelion.data.sources.fashion import bundled_images
+from parhelion.speed.networks import SEED
 
 # All models take the first so many steps before one goes on to the last.
 STAGES, REHEARSED = (100, 500), (2, 3)

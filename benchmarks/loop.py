@@ -26,24 +26,24 @@ import torch
 import torch.nn.functional as F
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from parhelion.classification.recipe import ClassificationRecipe
+from parhelion.classification.task import cross_entropy, train
 from parhelion.cli import exit_code
 from parhelion.data.loaders import go_to, make_loader
 from parhelion.data.sources import open_source
 from parhelion.data.transforms import train_transform
-from parhelion.evaluate.report import narrator, speed_report
-from parhelion.evaluate.speed import MIB, Run, footnote, interleaved, summary
+from parhelion.files.atomic import write_json
+from parhelion.files.environment import environment
+from parhelion.files.progress import Progress
+from parhelion.files.run_folder import RunRecord
 from parhelion.models.catalog import create_model
-from parhelion.recipes.classification import cross_entropy, train
-from parhelion.recipes.classification_recipe import ClassificationRecipe
-from parhelion.recipes.preparing import prepared
 from parhelion.recipes.table import recipe
+from parhelion.runs.setup import prepared
 from parhelion.seeds import seed_everything
+from parhelion.speed.report import narrator, speed_report
+from parhelion.speed.timing import MIB, Run, footnote, interleaved, summary
 from parhelion.train import loop, parallel
-from parhelion.train.atomic import write_json
-from parhelion.train.checkpoints import Checkpoints
-from parhelion.train.environment import environment
-from parhelion.train.progress import Progress
-from parhelion.train.record import RunRecord
+from parhelion.train.checkpoint import Checkpoints
 from parhelion.train.stopping import StopRequest
 
 RESULTS = Path(__file__).parent / "results" / "loop.json"

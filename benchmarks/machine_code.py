@@ -25,12 +25,12 @@ from torch import Tensor
 
 from parhelion.cli import exit_code
 from parhelion.errors import UserError
+from parhelion.files.atomic import write_json
 from parhelion.ops import gpu
 from parhelion.ops.axial.triton import axial_attention_triton
 from parhelion.ops.content.triton import content_attention_triton
 from parhelion.ops.halo import Window, table_rows, table_widths
 from parhelion.ops.halo.triton import halo_attention_triton
-from parhelion.train.atomic import write_json
 
 RESULTS = Path(__file__).parent / "results" / "machine_code.json"
 CAPABILITIES = (80, 90)

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import parhelion
-from parhelion.evaluate.networks import (
+from parhelion.files.atomic import replacement
+from parhelion.models.reference import reference
+from parhelion.speed.networks import (
     SEED,
     TIMM,
     TRAINING_COST,
@@ -25,9 +27,7 @@ from parhelion.evaluate.networks import (
     original,
     settled,
 )
-from parhelion.evaluate.speed import Candidate, Run, not_as_exact, not_finite
-from parhelion.models.reference import reference
-from parhelion.train.atomic import replacement
+from parhelion.speed.timing import Candidate, Run, not_as_exact, not_finite
 
 PACKAGES = ("parhelion", "torch", "timm", "gsa-pytorch", "halonet-pytorch", "onnxruntime", "openvino")
 # Networks are exported once; the name holds everything that the file depends on.

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from parhelion.errors import UserError
-from parhelion.evaluate.report import figures
-from parhelion.evaluate.speed import footnote
-from parhelion.train.atomic import write_text
+from parhelion.files.atomic import write_text
+from parhelion.speed.report import figures
+from parhelion.speed.timing import footnote
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -13,10 +13,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from parhelion.classification.album import CONFUSION, CURVES, SHEET
+from parhelion.classification.task import train
 from parhelion.cli import exit_code
 from parhelion.errors import UserError
-from parhelion.recipes.album import CONFUSION, CURVES, SHEET
-from parhelion.recipes.classification import train
 from parhelion.recipes.table import recipe
 
 RECIPES = ("halonet_tiny", "gsa_tiny", "resnet_tiny")

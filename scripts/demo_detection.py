@@ -18,13 +18,14 @@ from typing import Any
 from demo import clear
 from scenes import make_scenes
 
+from parhelion.classification import task as classification
+from parhelion.classification.recipe import ClassificationRecipe
 from parhelion.cli import exit_code
+from parhelion.detection import task as detection
+from parhelion.detection.album import CURVES, SHEET
+from parhelion.detection.recipe import DetectionRecipe
 from parhelion.errors import UserError
-from parhelion.recipes import classification, detection
-from parhelion.recipes.classification_recipe import ClassificationRecipe
 from parhelion.recipes.coco import SMALL
-from parhelion.recipes.detection_album import CURVES, SHEET
-from parhelion.recipes.detection_recipe import DetectionRecipe
 from parhelion.recipes.table import recipe
 
 # Side of a single garment when the backbone learns it: as large as it stands in a scene.

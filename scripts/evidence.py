@@ -14,14 +14,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from parhelion.classification.recipe import ClassificationRecipe
+from parhelion.classification.task import train
 from parhelion.cli import exit_code
-from parhelion.evaluate.compare import Group, grouped, notes, read_runs, spread_text
-from parhelion.evaluate.compare_chart import compare_chart
-from parhelion.recipes.classification import train
-from parhelion.recipes.classification_recipe import ClassificationRecipe
+from parhelion.compare.chart import compare_chart
+from parhelion.compare.runs import Group, grouped, notes, read_runs, spread_text
+from parhelion.files.atomic import write_text
+from parhelion.files.run_folder import check_same_recipe, holds_run, metrics_rows
 from parhelion.recipes.table import recipe
-from parhelion.train.atomic import write_text
-from parhelion.train.record import check_same_recipe, holds_run, metrics_rows
 
 RECIPES = ("resnet_tiny", "gsa_tiny", "halonet_tiny", "hybrid_tiny", "gsa_tiny_content", "gsa_tiny_position")
 HEADINGS = ("network", "top-1", "parameters", "multiply-adds", "training step, ms")

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from parhelion.cli import exit_code
-from parhelion.data.fashion import CLASS_NAMES, DEBIAN, fashion_images
+from parhelion.data.sources.fashion import CLASS_NAMES, DEBIAN, fashion_images
 from parhelion.errors import UserError
 
 OUTPUT = Path(__file__).parents[1] / "src" / "parhelion" / "data" / "bundled" / "fashion_mnist.npz"

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from parhelion.data.fashion import bundled_images
+from parhelion.data.sources.fashion import bundled_images
 
 CLASSES = {"boots": 9, "dresses": 3, "trousers": 1}
 ORIENTATION, TURN_CLOCKWISE = 0x0112, 6

@@ -21,9 +21,9 @@ from scale_model import NODE_GPUS, Choices, Cluster, Job, Link, counted, hours, 
 
 from parhelion.cli import exit_code
 from parhelion.errors import UserError
-from parhelion.evaluate.report import narrator
-from parhelion.evaluate.speed import footnote
-from parhelion.train.atomic import write_json, write_text
+from parhelion.files.atomic import write_json, write_text
+from parhelion.speed.report import narrator
+from parhelion.speed.timing import footnote
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 MEASURED, DOCUMENT = DOCS / "scale.json", DOCS / "scale.md"

@@ -23,18 +23,18 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from PIL import Image
 
+from parhelion.classification.recipe import ClassificationRecipe
+from parhelion.classification.task import cross_entropy
 from parhelion.data.loaders import make_loader
 from parhelion.data.sources import Source, open_source
 from parhelion.data.transforms import train_transform
-from parhelion.evaluate.speed import summary, surroundings
+from parhelion.files.atomic import write_json
 from parhelion.models.catalog import create_model
-from parhelion.recipes.classification import cross_entropy
-from parhelion.recipes.classification_recipe import ClassificationRecipe
-from parhelion.recipes.preparing import prepared
 from parhelion.recipes.table import recipe
+from parhelion.runs.setup import prepared
 from parhelion.seeds import seed_everything
+from parhelion.speed.timing import summary, surroundings
 from parhelion.train import loop, parallel
-from parhelion.train.atomic import write_json
 
 PACKAGES = ("parhelion", "torch", "timm", "accelerate", "pillow")
 CLASSES = 10

@@ -23,7 +23,7 @@ from faster_coco_eval.core import mask as coco_mask
 from PIL import Image, ImageFilter
 
 from parhelion.cli import exit_code
-from parhelion.data.fashion import CLASS_NAMES, NAMES, bundled_images
+from parhelion.data.sources.fashion import CLASS_NAMES, NAMES, bundled_images
 from parhelion.errors import UserError
 from parhelion.seeds import number
 

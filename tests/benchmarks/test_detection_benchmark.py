@@ -12,7 +12,7 @@ from torchvision.ops import masks_to_boxes
 
 from parhelion.cli import exit_code
 from parhelion.detection.rcnn import mask_rcnn
-from parhelion.evaluate import products, speed
+from parhelion.speed import products, timing
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -26,7 +26,7 @@ def small(monkeypatch):
     monkeypatch.setattr(detection, "QUICK", replace(QUICK, image_px=64))
     monkeypatch.setattr(detection, "BACKBONES", {"resnet50": BACKBONES["resnet50"]})
     monkeypatch.setattr(Detector, "network", tiny)
-    monkeypatch.setattr(speed, "WARMUP_CALLS", 0)
+    monkeypatch.setattr(timing, "WARMUP_CALLS", 0)
     monkeypatch.setattr(products, "LAST_SIDE", 64)
 
 

@@ -18,8 +18,8 @@ from gpu_record import Record
 from gpu_session import TINY_YARDSTICK, new_session
 from gpu_timing import Yardstick, host_clock, in_turns
 
-from parhelion.evaluate import products
 from parhelion.ops import halo_attention
+from parhelion.speed import products
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from parhelion.cli import main
-from parhelion.evaluate.networks import Network
-from parhelion.evaluate.speed import WrongNumbersError
+from parhelion.speed.networks import Network
+from parhelion.speed.timing import WrongNumbersError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 QUICK = ("--image-px", "32", "--batch", "2", "--rounds", "1", "--threads", "1")
@@ -15,7 +15,7 @@ QUICK = ("--image-px", "32", "--batch", "2", "--rounds", "1", "--threads", "1")
 @pytest.fixture(autouse=True)
 def memory_unread(monkeypatch):
     """A process for each candidate takes seconds, and has a test of its own."""
-    monkeypatch.setattr("parhelion.evaluate.speed.peak_memory_mib", lambda candidate: None)
+    monkeypatch.setattr("parhelion.speed.timing.peak_memory_mib", lambda candidate: None)
 
 
 def test_a_report_is_printed_as_json_and_written_with_a_chart(capsys, tmp_path):
@@ -91,7 +91,7 @@ def test_wrong_numbers_are_refused_before_anything_is_timed(monkeypatch, tmp_pat
     def timed(*arguments, **options):
         raise AssertionError("timed although the numbers are wrong")
 
-    monkeypatch.setattr("parhelion.evaluate.speed.interleaved", timed)
+    monkeypatch.setattr("parhelion.speed.timing.interleaved", timed)
     monkeypatch.setattr(Network, "problem", lambda self, answer: "its output errs by 1, and 0 is allowed")
     with pytest.raises(WrongNumbersError, match="timm:test_resnet is not timed: its output errs by 1"):
         main(["benchmark", "timm:test_resnet", *QUICK, "--out", str(tmp_path / "report")])
@@ -102,7 +102,7 @@ def test_ctrl_c_leaves_nothing_behind(capsys, monkeypatch, tmp_path):
     def interrupted(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("parhelion.evaluate.speed.interleaved", interrupted)
+    monkeypatch.setattr("parhelion.speed.timing.interleaved", interrupted)
     assert main(["benchmark", "timm:test_resnet", *QUICK, "--out", str(tmp_path / "report")]) == 130
     assert capsys.readouterr().err.endswith("parhelion: stopped\n")
     assert not (tmp_path / "report").exists()

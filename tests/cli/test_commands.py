@@ -7,7 +7,7 @@ import pytest
 import torch
 from cli.command_line import printed
 from PIL import Image
-from recipes.colour_folders import COLOURS, colour_folders, truncate
+from runs.colour_folders import COLOURS, colour_folders, truncate
 
 from parhelion.cli import main
 from parhelion.recipes.table import RECIPES
@@ -150,7 +150,7 @@ def test_predict_takes_folders(capsys, run, data):
 
 
 def test_predict_prints_each_answer_when_it_is_known(capsys, monkeypatch, run, data):
-    from parhelion.evaluate import predict
+    from parhelion.classification import predict
 
     shown, opened = [], predict.open_image
 
@@ -189,7 +189,7 @@ def test_one_bad_image_loses_no_answer(capsys, tmp_path, run, data, words):
 
 
 def test_an_array_that_is_cut_short_is_json_all_the_same(capsys, monkeypatch, run, data):
-    from parhelion.evaluate import predict
+    from parhelion.classification import predict
 
     opened, seen = predict.open_image, []
 

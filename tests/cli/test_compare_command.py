@@ -3,7 +3,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from evaluate.pretend_runs import pretend_detection, pretend_run
+from compare.pretend_runs import pretend_detection, pretend_run
 from PIL import Image
 
 from parhelion.cli import main

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from cli.command_line import printed
 from PIL import Image
-from recipes.colour_folders import colour_folders, truncate
-from recipes.interrupted_runs import rows, stop_at
+from runs.colour_folders import colour_folders, truncate
+from runs.interrupted_runs import rows, stop_at
 
 from parhelion.cli import main
 from parhelion.cli.arguments import parsed
@@ -19,7 +19,7 @@ from parhelion.cli.compare import Arguments as Compare
 from parhelion.cli.evaluate import Arguments as Evaluate
 from parhelion.cli.predict import Arguments as Predict
 from parhelion.cli.train import ClassificationArguments, Resumed
-from parhelion.data.held_out import HELD_OUT
+from parhelion.data.sources.held_out import HELD_OUT
 
 QUICK = ("--image-px", "16", "--epochs", "2", "--batch", "10", "--warmup-epochs", "0.5", "--checkpoint-updates", "1")
 ODD = os.fsdecode(b"caf\xe9")

@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from recipes.colour_folders import colour_folders
+from runs.colour_folders import colour_folders
 
 from parhelion.cli import main
 
@@ -13,12 +13,11 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_ctrl_c_is_one_sentence_and_130(capsys, monkeypatch, tmp_path):
-    from parhelion.evaluate import classify
 
     def interrupted(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(classify, "outcome", interrupted)
+    monkeypatch.setattr(scores, "outcome", interrupted)
     data, out = colour_folders(tmp_path), tmp_path / "run"
     quick = ("--image-px", "16", "--batch", "10")
     assert main(["train", "resnet_tiny", "--data", str(data), "--out", str(out), *quick]) == 130

@@ -2,11 +2,11 @@ import os
 from pathlib import Path
 
 import pytest
-from data.coco_folders import H, W, opened, train_content, write_coco
+from data.annotated.coco_folders import H, W, opened, train_content, write_coco
 
-from parhelion.data.identity import absolute, digest, path_of, place
-from parhelion.data.shards import Shard, Shards
+from parhelion.data.identity import absolute, digest, path_of
 from parhelion.data.sources import open_source
+from parhelion.data.sources.shards import Shard, Shards
 
 
 def test_one_place_has_many_spellings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

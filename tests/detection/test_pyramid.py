@@ -15,7 +15,7 @@ from parhelion.errors import UserError
 from parhelion.models import catalog
 from parhelion.models.catalog import create_model
 from parhelion.models.resnet import ResNet
-from parhelion.recipes.preparing import frozen_parts
+from parhelion.runs.setup import frozen_parts
 
 B, CHANNELS, H, W = 2, 5, 64, 96
 CONV7 = {"stem": "conv7"}

@@ -6,7 +6,7 @@ from small_rcnns import SIZES, images_of, small, targets_of
 from torch.nn.modules.batchnorm import _NormBase
 
 from parhelion.errors import UserError
-from parhelion.recipes.preparing import frozen_parts
+from parhelion.runs.setup import frozen_parts
 from parhelion.train.loop import Step
 
 

@@ -16,7 +16,7 @@ import parhelion
 from parhelion import native
 from parhelion.errors import UserError
 from parhelion.models.accelerate import accelerate, decelerate
-from parhelion.models.accelerated_halo import AcceleratedHaloAttn
+from parhelion.models.accelerate.halo import AcceleratedHaloAttn
 from parhelion.models.catalog import create_model
 from parhelion.models.count import multiply_adds
 from parhelion.models.fold import fold

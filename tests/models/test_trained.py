@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 import timm
 import torch
-from evaluate.small_detectors import small_detector
 from PIL import Image
 from safetensors.torch import save_file
+from small_detectors import small_detector
 
 import parhelion
+from parhelion.classification.saved import Classifier, load_classifier, save_classifier
 from parhelion.data.transforms import Preprocessing, eval_transform
+from parhelion.detection.saved import save_detector
 from parhelion.errors import UserError
-from parhelion.evaluate.saved import Classifier, load_classifier, save_classifier
-from parhelion.evaluate.saved_detector import save_detector
 
 ARGUMENTS = {"num_classes": 3, "in_chans": 3, "image_size": 32, "block": 6, "halo": 2}
 PREPROCESSING = Preprocessing(
@@ -142,4 +142,4 @@ def test_what_holds_no_classifier_is_named(tmp_path: Path) -> None:
     (tmp_path / "w.pt").write_bytes(b"x")
     assert "is a pickle" in refused(tmp_path / "w.pt")
     save_detector(tmp_path / "w.safetensors", small_detector())
-    assert "are of a detector; parhelion.evaluate.saved_detector.load_detector" in refused(tmp_path / "w.safetensors")
+    assert "are of a detector; parhelion.detection.saved.load_detector" in refused(tmp_path / "w.safetensors")

@@ -6,10 +6,12 @@ import shutil
 from dataclasses import replace
 
 import pytest
-from recipes.colour_folders import colour_folders
-from recipes.tiny_scenes import TINY, draw_nothing, tiny_scenes
+from runs.colour_folders import colour_folders
+from runs.tiny_scenes import TINY, draw_nothing, tiny_scenes
 
-from parhelion.recipes import album, classification, detection
+from parhelion.classification import album
+from parhelion.classification import task as classification
+from parhelion.detection import task as detection
 from parhelion.recipes.table import RECIPES, recipe
 
 CLASSIFIERS = [name for name in RECIPES if recipe(name).task == "classification"]

@@ -1,85 +1,152 @@
-import pickle
-from pathlib import Path
+import json
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from accelerate import Accelerator
+from timm.utils import ModelEmaV3
+from torch import nn
 
 from parhelion.errors import UserError
-from parhelion.train import checkpoint
+from parhelion.train import checkpoint as module
+from parhelion.train.checkpoint import STATE, Checkpoints, why_not_whole
+from parhelion.train.optimization import Optimization, build_optimizer, cosine_schedule
+from parhelion.train.state import Moving
 
-FACTS = {"model": "halonet_tiny", "class_names": ["Bag", 'a "quoted" name', "Größe"], "epoch": 3}
+FACTS = {"state": {"update": 7, "loss_total": 0.1 + 0.2}}
+
+
+def tensors():
+    return {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(5), "c": torch.randn(2, 3, 5, 7)}
 
 
 @pytest.fixture
-def weights():
-    shared = torch.randn(2, 3)
-    return {
-        "conv": torch.randn(2, 3, 5, 7).to(memory_format=torch.channels_last),
-        "part": torch.randn(4, 6)[:, ::2],
-        "first": shared,
-        "tied": shared,
-        "count": torch.tensor(11),
-    }
+def kept(tmp_path):
+    return Checkpoints(tmp_path / "checkpoints", Accelerator(cpu=True), keep=2)
 
 
-def test_weights_and_facts_come_back_as_they_went(tmp_path, weights):
-    checkpoint.save(tmp_path / "w.safetensors", weights, FACTS)
-    found, facts = checkpoint.load(tmp_path / "w.safetensors")
-    assert facts == FACTS
-    assert found.keys() == weights.keys()
-    assert all(torch.equal(found[name], weights[name]) for name in weights)
+def silent(sentence):
+    raise AssertionError(sentence)
 
 
-def test_a_failed_save_keeps_the_last_good_weights(tmp_path, weights, monkeypatch):
-    path = tmp_path / "w.safetensors"
-    checkpoint.save(path, weights, FACTS)
+def test_what_is_saved_is_read_back_to_the_last_bit(kept):
+    given = tensors() | {"strided": torch.randn(2, 3, 5, 7).to(memory_format=torch.channels_last)}
+    kept.save(7, given, FACTS)
+    found = kept.newest(silent)
+    assert found.facts == FACTS
+    assert found.shapes() == {name: (tensor.shape, tensor.dtype) for name, tensor in given.items()}
+    into = {name: torch.empty(tensor.shape, dtype=tensor.dtype) for name, tensor in given.items()}
+    found.read(into)
+    assert all(torch.equal(into[name], tensor) for name, tensor in given.items())
 
-    def dies(file, content):
-        with open(file, "wb") as stream:
-            stream.write(content[: len(content) // 2])
+
+def test_only_the_newest_stay_and_nothing_half_written(kept):
+    for update in (1, 2, 30, 4):
+        kept.save(update, tensors(), FACTS)
+    assert sorted(path.name for path in kept.folder.iterdir()) == ["000000004", "000000030"]
+
+
+def test_no_checkpoint_is_none(kept):
+    assert kept.newest(silent) is None
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "gone", "state cut", "state changed"])
+def test_a_damaged_checkpoint_is_told_and_the_one_before_it_taken(kept, damage):
+    kept.save(1, tensors(), {"number": 1})
+    kept.save(2, tensors(), {"number": 2})
+    newest = kept.folder / "000000002"
+    weights = next(newest.glob("*.safetensors"))
+    data = weights.read_bytes()
+    match damage:
+        case "truncated":
+            weights.write_bytes(data[:-1])
+        case "flipped":
+            weights.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+        case "gone":
+            weights.unlink()
+        case "state cut":
+            (newest / STATE).write_text((newest / STATE).read_text()[:-20])
+        case "state changed":
+            state = json.loads((newest / STATE).read_text())
+            state["facts"]["number"] = 3
+            (newest / STATE).write_text(json.dumps(state))
+    told = []
+    assert kept.newest(told.append).facts == {"number": 1}
+    (sentence,) = told
+    assert str(newest) in sentence
+    assert "damaged" in sentence
+
+
+def test_a_newer_format_is_refused(kept):
+    kept.save(1, tensors(), FACTS)
+    path = kept.folder / "000000001" / STATE
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": module.FORMAT_VERSION + 1}))
+    with pytest.raises(UserError, match="is of checkpoint format 2, but this parhelion reads up to 1"):
+        kept.newest(silent)
+
+
+@pytest.mark.parametrize("place", ["tensors", "state"])
+def test_a_full_disk_leaves_the_checkpoint_before(kept, monkeypatch, place):
+    kept.save(1, tensors(), FACTS)
+
+    def full(*_args, **_kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", dies)
-    with pytest.raises(UserError, match="No space left"):
-        checkpoint.save(path, {"conv": torch.zeros(1)}, {})
-    assert checkpoint.load(path)[1] == FACTS
-    assert [file.name for file in tmp_path.iterdir()] == ["w.safetensors"]
+    if place == "tensors":
+        monkeypatch.setattr(module, "_write_tensors", full)
+    else:
+        monkeypatch.setattr(module, "flush_to_disk", full)
+    with pytest.raises(UserError, match=r"cannot write a checkpoint .*No space left on device; the checkpoint before"):
+        kept.save(2, tensors(), FACTS)
+    assert [path.name for path in kept.folder.iterdir()] == ["000000001"]
+    assert why_not_whole(kept.folder / "000000001") is None
 
 
-def test_whoever_may_read_the_folder_may_read_the_weights(tmp_path, weights):
-    (tmp_path / "plain").write_text("")
-    checkpoint.save(tmp_path / "w.safetensors", weights, FACTS)
-    assert (tmp_path / "w.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
+def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write a checkpoint to"):
+        Checkpoints(tmp_path / "file" / "checkpoints", Accelerator(cpu=True), keep=1).save(1, tensors(), FACTS)
 
 
-def test_a_truncated_file_is_one_sentence(tmp_path, weights):
-    path = tmp_path / "w.safetensors"
-    checkpoint.save(path, weights, FACTS)
-    path.write_bytes(path.read_bytes()[:-30])
-    with pytest.raises(UserError, match=r"w\.safetensors is not a whole safetensors file"):
-        checkpoint.load(path)
+def moving(optimizer, *, layers=2):
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), *[nn.Conv2d(5, 5, 1) for _ in range(layers - 1)])
+    model.to(memory_format=torch.channels_last)
+    built = build_optimizer(model, optimizer, lr=0.01, momentum=0.9, weight_decay=0.1)
+    schedule = cosine_schedule(built, lr=0.01, updates=9, warmup_updates=2, lr_end_ratio=0)
+    ema = ModelEmaV3(model, decay=0.7)
+    accelerator = Accelerator(cpu=True)
+    optimization = Optimization(
+        optimizer=accelerator.prepare_optimizer(built), schedule=schedule, ema=ema, ema_source=model
+    )
+    return Moving(accelerator=accelerator, model=model, optimization=optimization)
 
 
-def test_a_pickle_is_refused_and_never_run(tmp_path):
-    class Bomb:
-        def __reduce__(self):
-            return (open, (str(tmp_path / "exploded"), "w"))
-
-    for name in ("w.pt", "w.safetensors"):
-        (tmp_path / name).write_bytes(pickle.dumps(Bomb()))
-        with pytest.raises(UserError, match=r"is a pickle|not a whole safetensors"):
-            checkpoint.load(tmp_path / name)
-    assert not (tmp_path / "exploded").exists()
+def updates(run, first, last):
+    for update in range(first, last):
+        images = torch.randn(2, 3, 7, 11, generator=torch.Generator().manual_seed(update))
+        run.optimization.schedule.step_update(update)
+        run.optimization.optimizer.zero_grad()
+        run.model(images).square().mean().backward()
+        run.optimization.optimizer.step()
+        run.optimization.ema.update(run.model)
 
 
-def test_weights_of_another_program_are_refused(tmp_path):
-    save_file({"conv": torch.zeros(2)}, tmp_path / "w.safetensors", metadata={"format": "pt"})
-    with pytest.raises(UserError, match="does not say which model"):
-        checkpoint.load(tmp_path / "w.safetensors")
+@pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adamw", "lamb", "lion"])
+def test_a_run_that_is_put_back_moves_on_to_the_last_bit(kept, optimizer):
+    whole, resumed = moving(optimizer), moving(optimizer)
+    updates(whole, 0, 4)
+    kept.save(4, whole.tensors(), {"moving": whole.facts()})
+    updates(whole, 4, 9)
+    resumed.restore(kept.newest(silent))
+    updates(resumed, 4, 9)
+    ours, theirs = resumed.tensors(), whole.tensors()
+    assert ours.keys() == theirs.keys()
+    assert any(name.startswith("optimizer.") for name in ours)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert resumed.facts() == whole.facts()
 
 
-def test_a_newer_format_is_refused(tmp_path):
-    save_file({"conv": torch.zeros(2)}, tmp_path / "w.safetensors", metadata={"parhelion_format": "99"})
-    with pytest.raises(UserError, match="format 99; this parhelion reads format 1"):
-        checkpoint.load(tmp_path / "w.safetensors")
+def test_a_checkpoint_of_another_model_is_refused(kept):
+    kept.save(1, moving("sgd").tensors(), {"moving": moving("sgd").facts()})
+    with pytest.raises(UserError, match=r"lacks 4 tensors of this run \(first: ema\.3\.bias"):
+        moving("sgd", layers=3).restore(kept.newest(silent))

@@ -10,10 +10,10 @@ from accelerate.state import AcceleratorState
 from torch import nn
 
 from parhelion.errors import UserError
+from parhelion.files.progress import Progress
 from parhelion.train import stopping
 from parhelion.train.loop import UPDATES_PER_READ, Plan, State, Step, Training, train
 from parhelion.train.optimization import Optimization, build_optimizer, cosine_schedule
-from parhelion.train.progress import Progress
 from parhelion.train.stopping import Stopped, StopRequest
 
 STEPS, B, FEATURES, CLASSES = 5, 3, 7, 2

@@ -8,12 +8,7 @@ from torch import nn
 from torch.multiprocessing import start_processes
 
 from parhelion.errors import UserError
-from parhelion.train.parallel import (
-    SynchronisedBatchNorm,
-    accelerator_for,
-    agree_on_attempt,
-    synchronise_batch_norms,
-)
+from parhelion.train.parallel import SynchronisedBatchNorm, accelerator_for, agree_on_attempt, synchronise_batch_norms
 
 B, C, H, W = 3, 5, 7, 11
 

@@ -13,7 +13,7 @@ from parhelion.cli.arguments import check_folder, make_folder, parsed
 from parhelion.errors import UserError, printable
 
 if TYPE_CHECKING:
-    from parhelion.evaluate.networks import Network
+    from parhelion.speed.networks import Network
 
 REPORT = "benchmark.json"
 
@@ -55,8 +55,8 @@ def run(arguments: list[str]) -> None:
     # Bring torch, which a help text need not wait for.
     import torch
 
-    from parhelion.evaluate.report import narrator, save_report, speed_case, speed_report
-    from parhelion.evaluate.speed import Candidate, Run, ready
+    from parhelion.speed.report import narrator, save_report, speed_case, speed_report
+    from parhelion.speed.timing import Candidate, Run, ready
 
     candidates = _candidates(chosen)
     if chosen.device == "cuda" and not torch.cuda.is_available():
@@ -97,8 +97,8 @@ def _check(chosen: Arguments) -> None:
 
 
 def _candidates(chosen: Arguments) -> "list[Network]":
-    from parhelion.evaluate.networks import Network, check_name, own_image_px
     from parhelion.recipes.table import recipe_for_model
+    from parhelion.speed.networks import Network, check_name, own_image_px
 
     models = list(dict.fromkeys((chosen.model, *chosen.against)))
     for model in models:
@@ -131,8 +131,8 @@ def _candidates(chosen: Arguments) -> "list[Network]":
 
 
 def _show(report: Mapping[str, Any]) -> None:
-    from parhelion.evaluate.report import HEADINGS, cells
-    from parhelion.evaluate.speed import emulation_notes, footnote
+    from parhelion.speed.report import HEADINGS, cells
+    from parhelion.speed.timing import emulation_notes, footnote
 
     (case,) = report["cases"]
     rows = [cells(row) for row in case["candidates"]]

@@ -13,7 +13,7 @@ from parhelion.cli.arguments import parsed
 from parhelion.errors import UserError, printable
 
 if TYPE_CHECKING:
-    from parhelion.evaluate.compare import Group
+    from parhelion.compare.runs import Group
 
 FORMATS = (".png", ".pdf", ".svg")
 
@@ -40,8 +40,8 @@ def run(arguments: list[str]) -> None:
     if chosen.out.suffix.lower() not in FORMATS:
         raise UserError(f"--out {chosen.out} must end in {', '.join(FORMATS)}")
     # Bring torch, which a help text need not wait for.
-    from parhelion.evaluate.compare import grouped, notes, read_runs
-    from parhelion.evaluate.compare_chart import compare_chart
+    from parhelion.compare.chart import compare_chart
+    from parhelion.compare.runs import grouped, notes, read_runs
 
     left_out: list[str] = []
     groups = grouped(read_runs(chosen.runs, left_out.append))
@@ -58,7 +58,7 @@ def run(arguments: list[str]) -> None:
 
 
 def _show(groups: Sequence["Group"]) -> None:
-    from parhelion.evaluate.compare import table
+    from parhelion.compare.runs import table
 
     headings, *rows = table(groups)
     if not sys.stdout.isatty():

@@ -10,7 +10,7 @@ import tyro
 
 from parhelion.cli.arguments import check_folder, check_writable, make_folder, parsed, refuse_options
 from parhelion.errors import UserError, printable
-from parhelion.train.record import RECIPE
+from parhelion.files.run_folder import RECIPE
 
 CLASSIFIER_BATCH, DETECTOR_BATCH = 128, 8
 CONFUSION = "confusion_matrix.png"
@@ -76,7 +76,7 @@ def run(arguments: list[str]) -> None:
     check_writable("--results", chosen.results)
     _check_out(chosen.out)
     # Brings torch, which a help text need not wait for.
-    from parhelion.evaluate.saved_detector import holds_detector
+    from parhelion.detection.saved import holds_detector
 
     if holds_detector(chosen.checkpoint):
         refuse_options(chosen, "a classifier", data_dir=None, download=False, out=None)
@@ -89,12 +89,12 @@ def run(arguments: list[str]) -> None:
 
 
 def _classifier(chosen: Arguments) -> None:
-    from parhelion.data.held_out import of_run
+    from parhelion.classification.class_scores import CLASSES_WITH_MATRIX, class_scores
+    from parhelion.classification.plots import confusion_matrix
+    from parhelion.classification.saved import load_classifier, on_fastest_device
+    from parhelion.classification.validate import validate
     from parhelion.data.sources import open_source
-    from parhelion.evaluate.class_scores import CLASSES_WITH_MATRIX, class_scores
-    from parhelion.evaluate.pictures import confusion_matrix
-    from parhelion.evaluate.saved import load_classifier, on_fastest_device
-    from parhelion.evaluate.validate import validate
+    from parhelion.data.sources.held_out import of_run
 
     classifier = on_fastest_device(load_classifier(chosen.checkpoint))
     names = classifier.class_names
@@ -143,12 +143,12 @@ def _classifier(chosen: Arguments) -> None:
 
 
 def _detector(chosen: Arguments) -> None:
-    from parhelion.data.coco import open_coco
-    from parhelion.data.detection_counts import object_counts
-    from parhelion.evaluate.detect import detect
-    from parhelion.evaluate.saved import on_fastest_device
-    from parhelion.evaluate.saved_detector import load_detector, with_image_px, with_max_found
-    from parhelion.train.atomic import write_json
+    from parhelion.classification.saved import on_fastest_device
+    from parhelion.data.annotated.coco import open_coco
+    from parhelion.data.annotated.counts import object_counts
+    from parhelion.detection.saved import load_detector, with_image_px, with_max_found
+    from parhelion.detection.scores import detect
+    from parhelion.files.atomic import write_json
 
     detector = on_fastest_device(load_detector(chosen.checkpoint))
     masks = detector.masks and chosen.masks

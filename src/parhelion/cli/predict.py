@@ -14,11 +14,11 @@ from parhelion.cli.arguments import check_writable, make_folder, parsed, refuse_
 from parhelion.errors import UserError
 
 if TYPE_CHECKING:
+    from parhelion.classification.predict import Prediction
+    from parhelion.classification.saved import Classifier
     from parhelion.data.images import BadImage
-    from parhelion.detection.found import Found
-    from parhelion.evaluate.predict import Prediction
-    from parhelion.evaluate.saved import Classifier
-    from parhelion.evaluate.saved_detector import Detector
+    from parhelion.detection.detections import Found
+    from parhelion.detection.saved import Detector
 
 Answer = TypeVar("Answer")
 
@@ -68,7 +68,7 @@ def run(arguments: list[str]) -> None:
     check_writable("--results", chosen.results)
     # Bring torch, which a help text need not wait for.
     from parhelion.data.image_files import image_files
-    from parhelion.evaluate.saved_detector import holds_detector
+    from parhelion.detection.saved import holds_detector
 
     found = image_files(chosen.images, without=chosen.out)
     detects = holds_detector(chosen.checkpoint)
@@ -123,8 +123,8 @@ def _shown(
 
 
 def _classes(chosen: Arguments, images: Sequence[Path]) -> None:
-    from parhelion.evaluate.predict import predictions
-    from parhelion.evaluate.saved import load_classifier, on_fastest_device
+    from parhelion.classification.predict import predictions
+    from parhelion.classification.saved import load_classifier, on_fastest_device
 
     classifier = on_fastest_device(load_classifier(chosen.checkpoint))
     top = TOP_CLASSES if chosen.top is None else chosen.top
@@ -165,11 +165,11 @@ def _cells(prediction: "Prediction") -> Iterator[str]:
 
 
 def _objects(chosen: Arguments, images: Sequence[Path]) -> None:
-    from parhelion.evaluate.detection_pictures import draw_found
-    from parhelion.evaluate.predict_objects import objects
-    from parhelion.evaluate.saved import on_fastest_device
-    from parhelion.evaluate.saved_detector import load_detector
-    from parhelion.train.atomic import replacement, write_json
+    from parhelion.classification.saved import on_fastest_device
+    from parhelion.detection.plots import draw_found
+    from parhelion.detection.predict import objects
+    from parhelion.detection.saved import load_detector
+    from parhelion.files.atomic import replacement, write_json
 
     detector = on_fastest_device(load_detector(chosen.checkpoint))
     top = TOP_OBJECTS if chosen.top is None else chosen.top

@@ -8,13 +8,13 @@ from typing import Any, TypeAlias, get_type_hints
 
 import tyro
 
+from parhelion.classification.recipe import ClassificationRecipe
 from parhelion.cli.arguments import parsed
+from parhelion.detection.recipe import DetectionRecipe
 from parhelion.errors import UserError
-from parhelion.recipes.classification_recipe import ClassificationRecipe
-from parhelion.recipes.detection_recipe import DetectionRecipe
-from parhelion.recipes.recipe import Recipe
+from parhelion.files.run_folder import PLACES, holds_run, saved_recipe
 from parhelion.recipes.table import RECIPES, recipe, recipe_for_model
-from parhelion.train.record import PLACES, holds_run, saved_recipe
+from parhelion.runs.recipe import Recipe
 
 FIRST = "halonet_tiny"
 
@@ -89,7 +89,7 @@ def run(arguments: list[str]) -> None:
         return
     chosen = _to_resume(arguments) if arguments[0].partition("=")[0] == "--resume" else _chosen(arguments)
     # Brings torch, which the help above need not wait for.
-    task = import_module(f"parhelion.recipes.{chosen.recipe.task}")
+    task = import_module(f"parhelion.{chosen.recipe.task}.task")
     own = {"val_share": chosen.val_share} if isinstance(chosen, ClassificationArguments) else {}
     task.train(
         chosen.recipe,
@@ -183,7 +183,7 @@ def _to_resume(arguments: list[str]) -> Arguments:
 def _places(chosen: Resumed, saved: Mapping[str, Any]) -> dict[str, str | None]:
     """Where the images of the run are, and the weights it started from: data, data_dir, init_from."""
     # Bring torch, which a help text need not wait for.
-    from parhelion.recipes.places import check_images_are_there, spelled_here
+    from parhelion.runs.places import check_images_are_there, spelled_here
 
     if not isinstance(saved.get("data"), str):
         raise UserError(f"the recipe in {chosen.resume} has no data; resume with the parhelion that wrote it, or newer")

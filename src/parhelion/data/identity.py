@@ -7,10 +7,10 @@ from pathlib import Path
 
 from torch.utils.data import Dataset
 
-from parhelion.data.coco import CocoImages
-from parhelion.data.folders import FolderImages
-from parhelion.data.shards import Shards
+from parhelion.data.annotated.coco import CocoImages
 from parhelion.data.sources import FASHION, NAMED
+from parhelion.data.sources.folders import FolderImages
+from parhelion.data.sources.shards import Shards
 
 COCO, BUNDLED = "coco", "bundled"
 # Of so many files, evenly spread, the size is part of a digest: enough to notice that all images were scaled, and

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from parhelion.data.class_folders import Found, natural_order
 from parhelion.data.images import endings
+from parhelion.data.sources.class_folders import Found, natural_order
 from parhelion.errors import UserError
 
 

@@ -124,3 +124,9 @@ def few(names: Sequence[Any], limit: int = 5) -> str:
     """The first names, comma-separated, and how many more there are."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(map(str, names[:limit])) + more
+
+
+def image_count(samples: Dataset[Sample] | None) -> int:
+    """Images in one split of a source; 0 for a split that was not opened."""
+    # torch's Dataset promises no length; those of a source have one.
+    return 0 if samples is None else len(cast("Sized", samples))

@@ -102,7 +102,7 @@ def faster_rcnn(
 
 
 class _Trainee:
-    """What a recipe asks of a network that it trains, see `recipes.preparing.Trainee`: that of the backbone."""
+    """What a recipe asks of a network that it trains, see `runs.setup.Trainee`: that of the backbone."""
 
     backbone: Pyramid
 

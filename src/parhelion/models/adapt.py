@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from parhelion.errors import UserError
+from parhelion.files.weights import misfit_clause
 from parhelion.layers import GlobalSelfAttention, HaloAttention
 from parhelion.layers.tables import refitted_table
 from parhelion.models.catalog import TIMM_PREFIX
 from parhelion.models.resnet import ResNet
-from parhelion.models.weights import misfit_clause
 
 # Names, in the one skeleton, of what may differ.
 FIRST_CONVOLUTION, CLASSIFIER, LAST_CONVOLUTION, COUNTER = "stem.0.weight", "head.fc.", "final.", "num_batches_tracked"

@@ -10,6 +10,7 @@ from timm.models._features import FeatureGetterNet
 from torch import nn
 
 from parhelion.errors import UserError, nearest
+from parhelion.files.weights import load_weights
 from parhelion.models.convnet import CONVNETS
 from parhelion.models.gsa import GSA_NETS
 from parhelion.models.halonet import HALONETS
@@ -17,7 +18,6 @@ from parhelion.models.reference import run_on
 from parhelion.models.resnet import ResNet
 from parhelion.models.rows import Row
 from parhelion.models.trained import read_trained
-from parhelion.models.weights import load_weights
 from parhelion.ops.implementation import Implementation
 
 MODELS: dict[str, Row] = {**GSA_NETS, **HALONETS, **CONVNETS}

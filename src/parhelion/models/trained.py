@@ -7,8 +7,7 @@ from typing import Any
 
 from parhelion.data.transforms import Preprocessing
 from parhelion.errors import UserError
-from parhelion.models.weights import read_header, weights_file
-from parhelion.train import checkpoint
+from parhelion.files.weights import PICKLE_SUFFIXES, read_facts, read_header, weights_file
 
 DETECTOR = "detector"
 
@@ -56,12 +55,10 @@ def read_trained(path: str | Path) -> Trained | None:
     Raises UserError where there is no whole file, it is a pickle or a detector, or its header is damaged.
     """
     file = weights_file(Path(path))
-    pickled = file.suffix.lower() in checkpoint.PICKLE_SUFFIXES
-    facts = checkpoint.facts(file) if pickled or "parhelion_format" in read_header(file) else {}
+    pickled = file.suffix.lower() in PICKLE_SUFFIXES
+    facts = read_facts(file) if pickled or "parhelion_format" in read_header(file) else {}
     if "detector" in facts:
-        raise UserError(
-            f"the weights in {path} are of a detector; parhelion.evaluate.saved_detector.load_detector loads it"
-        )
+        raise UserError(f"the weights in {path} are of a detector; parhelion.detection.saved.load_detector loads it")
     if "model" not in facts or "model_arguments" not in facts:
         return None
     preprocessing, names = facts.get("preprocessing"), facts.get("class_names")

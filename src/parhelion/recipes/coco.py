@@ -1,6 +1,6 @@
 """Mask R-CNN: the paper's on COCO, one for one's own images, and small ones for a CPU."""
 
-from parhelion.recipes.detection_recipe import DetectionRecipe
+from parhelion.detection.recipe import DetectionRecipe
 from parhelion.recipes.entry import COCO, Entry
 from parhelion.recipes.imagenet import HALONET, MEAN, STD
 

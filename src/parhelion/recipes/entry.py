@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from inspect import cleandoc
 from typing import Any, Literal
 
-from parhelion.recipes.recipe import Recipe
+from parhelion.runs.recipe import Recipe
 
 Tag = Literal["paper", "cited", "recalled", "measured"]
 TAGS: dict[Tag, str] = {

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from parhelion.recipes.classification_recipe import ClassificationRecipe
+from parhelion.classification.recipe import ClassificationRecipe
 from parhelion.recipes.entry import IMAGENET, Entry, Tag
 
 HALONET = "arXiv 2103.12731"

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from parhelion.recipes.classification_recipe import ClassificationRecipe
+from parhelion.classification.recipe import ClassificationRecipe
 from parhelion.recipes.entry import BUNDLED, CIFAR, Entry
 
 

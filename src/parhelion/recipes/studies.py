@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from parhelion.recipes.classification_recipe import ClassificationRecipe
+from parhelion.classification.recipe import ClassificationRecipe
 from parhelion.recipes.entry import IMAGENET, Entry
 from parhelion.recipes.imagenet import HALONET, halonet_imagenet
 

@@ -3,7 +3,7 @@
 from parhelion.errors import UserError, nearest
 from parhelion.recipes import coco, imagenet, small, studies, transfer
 from parhelion.recipes.entry import Entry
-from parhelion.recipes.recipe import Recipe
+from parhelion.runs.recipe import Recipe
 
 ENTRIES = (
     *small.ENTRIES,

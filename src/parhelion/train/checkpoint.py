@@ -1,86 +1,169 @@
-"""Weights on disk: safetensors with a few facts about the model in the header. Pickles are never read."""
+"""Checkpoints of a run under way: a folder each, whole or not there, checked by sums when read.
 
+A checkpoint holds tensors as safetensors, a file per process that wrote (torch.distributed.checkpoint with its
+safetensors format, so that another number of processes can read them), and `state.json`: facts, and the length and
+SHA-256 of every file. It is written under another name and renamed when all of it is on the disk.
+"""
+
+import contextlib
+import hashlib
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import os
+import shutil
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as as_bytes
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from torch import Tensor
+from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 
-from parhelion.errors import UserError
-from parhelion.train.atomic import replacement
+from parhelion.errors import UserError, printable
+from parhelion.files.atomic import flush_to_disk
 
 FORMAT_VERSION = 1
-PICKLE_SUFFIXES = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt", ".tar")
+STATE = "state.json"
+PIECE = 1 << 20
 
 
-def save(path: Path, weights: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-    """Write `weights` and `facts` to `path` in one step; the file that was there survives any failure.
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that was found whole: its folder and its facts."""
 
-    weights: any device and memory layout; tensors that share storage are written once each.
-    facts: JSON values by name; they stand in the header of the file, each as a JSON string.
-    """
-    # "format": what other readers of safetensors look for.
-    header = {"format": "pt", "parhelion_format": str(FORMAT_VERSION)}
-    header |= {name: json.dumps(fact, allow_nan=False) for name, fact in facts.items()}
-    with replacement(path) as temporary:
-        # Not safetensors' own save_file, whose files nobody but their owner may read.
-        temporary.write_bytes(as_bytes(_separate(weights), metadata=header))
+    folder: Path
+    facts: dict[str, Any]
 
+    def shapes(self) -> dict[str, tuple[torch.Size, torch.dtype]]:
+        """Shape and dtype of every tensor by name."""
+        found: dict[str, Any] = HuggingFaceStorageReader(str(self.folder)).read_metadata().state_dict_metadata
+        return {name: (entry.size, entry.properties.dtype) for name, entry in found.items()}
 
-def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The weights and facts that `save` wrote to `path`; UserError says why a file is none of these."""
-    with _opened(path) as file:
-        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        header = file.metadata() or {}
-    return weights, _facts(path, header)
+    def read(self, into: dict[str, Tensor]) -> None:
+        """Fill the tensors of `into` in place; each process of a sharded run fills its own parts."""
+        with _quiet_alone():
+            dcp.load(into, storage_reader=HuggingFaceStorageReader(str(self.folder)), no_dist=not dist.is_initialized())
 
 
-def facts(path: Path) -> dict[str, Any]:
-    """The facts alone, without reading the weights; raises UserError as `load` does."""
-    with _opened(path) as file:
-        header = file.metadata() or {}
-    return _facts(path, header)
+class Checkpoints:
+    """The checkpoints of one run, in a folder of their own; the newest `keep` stay."""
+
+    def __init__(self, folder: Path, accelerator: Accelerator, *, keep: int) -> None:
+        self.folder, self.keep = folder, keep
+        self._accelerator = accelerator
+
+    def save(self, update: int, tensors: dict[str, Tensor], facts: Mapping[str, Any]) -> None:
+        """Write one, then remove those that are too many. All processes call this; UserError in all if one fails."""
+        final, temporary = self.folder / f"{update:09d}", self.folder / f".{update:09d}"
+        self._together(lambda: self._make_empty(temporary), on_main_only=True)
+        self._together(lambda: _write_tensors(temporary, tensors))
+        self._together(lambda: self._complete(temporary, final, facts), on_main_only=True)
+
+    def newest(self, note: Callable[[str], None]) -> Checkpoint | None:
+        """The newest whole checkpoint, or None; `note` hears a sentence about each that is damaged.
+
+        Raises UserError where a checkpoint is of a newer format.
+        """
+        for folder in sorted(self._folders(), reverse=True):
+            reason = why_not_whole(folder)
+            if reason is None:
+                facts = json.loads((folder / STATE).read_text(encoding="utf-8"))["facts"]
+                return Checkpoint(folder, facts)
+            note(f"{folder} is damaged ({reason}); going back to the checkpoint before it")
+        return None
+
+    def _folders(self) -> list[Path]:
+        return [path for path in self.folder.glob("[0-9]*") if path.is_dir()] if self.folder.is_dir() else []
+
+    def _make_empty(self, temporary: Path) -> None:
+        # Also what a run that was killed while it saved has left.
+        self._remove_unfinished()
+        temporary.mkdir(parents=True)
+
+    def _remove_unfinished(self) -> None:
+        for left in self.folder.glob(".[0-9]*"):
+            shutil.rmtree(left, ignore_errors=True)
+
+    def _complete(self, temporary: Path, final: Path, facts: Mapping[str, Any]) -> None:
+        files = {path.name: _sum(path) for path in sorted(temporary.iterdir())}
+        state = {"format": FORMAT_VERSION, "files": files, "facts": dict(facts)}
+        state["sum"] = _sum_of_state(state)
+        text = printable(json.dumps(state, indent=1, allow_nan=False, ensure_ascii=False))
+        (temporary / STATE).write_text(text, encoding="utf-8")
+        for path in (*temporary.iterdir(), temporary):
+            flush_to_disk(path)
+        if final.exists():
+            shutil.rmtree(final)
+        os.replace(temporary, final)
+        flush_to_disk(self.folder)
+        for old in sorted(self._folders())[: -self.keep]:
+            shutil.rmtree(old, ignore_errors=True)
+
+    def _together(self, act: Callable[[], None], *, on_main_only: bool = False) -> None:
+        """Run `act`, in the first process only if so wanted; if it fails in one process, raise UserError in all."""
+        sentence = None
+        if self._accelerator.is_main_process or not on_main_only:
+            try:
+                act()
+            except OSError as error:
+                sentence = f"cannot write a checkpoint to {self.folder}: {error.strerror or error}"
+            except dcp.api.CheckpointException as error:
+                cause = next(iter(error.failures.values()))[0]
+                sentence = f"cannot write a checkpoint to {self.folder}: {getattr(cause, 'strerror', None) or cause}"
+        if self._accelerator.num_processes > 1 and on_main_only:
+            (sentence,) = broadcast_object_list([sentence])
+        if sentence is not None:
+            self._remove_unfinished()
+            raise UserError(f"{sentence}; the checkpoint before it is still good")
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    if path.suffix.lower() in PICKLE_SUFFIXES:
+def why_not_whole(folder: Path) -> str | None:
+    """Why the checkpoint in `folder` cannot be used, or None. Raises UserError where it is of a newer format."""
+    try:
+        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        version, written, files = state["format"], state.pop("sum"), state["files"]
+        damaged = [name for name, entry in files.items() if _sum(folder / name) != entry]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"{STATE} or a file that it names cannot be read: {error}"
+    if isinstance(version, int) and version > FORMAT_VERSION:
         raise UserError(
-            f"{path} is a pickle, which could run any program when opened; give a .safetensors file instead"
+            f"{folder} is of checkpoint format {version}, but this parhelion reads up to {FORMAT_VERSION}; "
+            "resume with the parhelion that wrote it, or a newer one"
         )
-    try:
-        with safe_open(path, framework="pt") as file:
-            yield file
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is not a whole safetensors file ({error})") from error
+    if written != _sum_of_state(state):
+        return f"{STATE} was changed"
+    return f"{damaged[0]} is not what was written" if damaged else None
 
 
-def _facts(path: Path, header: Mapping[str, str]) -> dict[str, Any]:
-    version = header.get("parhelion_format")
-    if version is None:
-        raise UserError(f"{path} does not say which model it belongs to; give weights that parhelion train wrote")
-    if version != str(FORMAT_VERSION):
-        raise UserError(f"{path} is of checkpoint format {version}; this parhelion reads format {FORMAT_VERSION}")
-    texts = {name: text for name, text in header.items() if name not in ("format", "parhelion_format")}
-    try:
-        return {name: json.loads(text) for name, text in texts.items()}
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} has a damaged header ({error})") from error
+def _write_tensors(folder: Path, tensors: dict[str, Tensor]) -> None:
+    with _quiet_alone():
+        dcp.save(
+            {name: tensor.detach().contiguous() for name, tensor in tensors.items()},
+            storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True),
+            no_dist=not dist.is_initialized(),
+        )
 
 
-def _separate(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """`weights` on the CPU, contiguous, no two sharing memory, as safetensors wants them."""
-    separate: dict[str, Tensor] = {}
-    seen: set[int] = set()
-    for name, tensor in weights.items():
-        own = tensor.detach().to("cpu").contiguous()
-        if own.untyped_storage().data_ptr() in seen:
-            own = own.clone(memory_format=torch.contiguous_format)
-        seen.add(own.untyped_storage().data_ptr())
-        separate[name] = own
-    return separate
+def _sum(path: Path) -> dict[str, Any]:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(PIECE):
+            digest.update(piece)
+    return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
+
+
+def _sum_of_state(state: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def _quiet_alone() -> Iterator[None]:
+    """Without torch's warnings that a checkpoint is written by a single process."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

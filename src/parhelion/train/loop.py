@@ -14,9 +14,9 @@ from accelerate.utils import send_to_device
 from torch import Tensor, nn
 
 from parhelion.errors import UserError
+from parhelion.files.progress import Progress
 from parhelion.seeds import seed_everything
 from parhelion.train.optimization import Optimization
-from parhelion.train.progress import Progress
 from parhelion.train.stopping import Stopped, StopRequest
 
 Batch = dict[str, Any]

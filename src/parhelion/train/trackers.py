@@ -14,7 +14,7 @@ from accelerate import PartialState
 from accelerate.tracking import GeneralTracker, TensorBoardTracker, WandBTracker
 
 from parhelion.errors import UserError, nearest, printable
-from parhelion.train.atomic import write_text
+from parhelion.files.atomic import write_text
 
 NAMES = ("tensorboard", "wandb")
 TENSORBOARD = "tensorboard"

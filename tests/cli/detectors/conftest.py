@@ -3,8 +3,8 @@
 import pytest
 import torch
 from cli.quick_words import QUICK, TRAIN
-from recipes.colour_folders import COLOURS, colour_folders
-from recipes.tiny_scenes import annotations_of, draw_nothing, tiny_scenes
+from runs.colour_folders import COLOURS, colour_folders
+from runs.tiny_scenes import annotations_of, draw_nothing, tiny_scenes
 
 from parhelion.cli import main
 

@@ -10,9 +10,9 @@ import pytest
 from cli.command_line import printed
 from cli.quick_words import QUICK, TRAIN
 from pycocotools.coco import COCO
-from recipes.colour_folders import truncate
-from recipes.tiny_scenes import TRAIN as TRAIN_IMAGES
-from recipes.tiny_scenes import VAL, annotations_of, change, draw_nothing, tiny_scenes
+from runs.colour_folders import truncate
+from runs.tiny_scenes import TRAIN as TRAIN_IMAGES
+from runs.tiny_scenes import VAL, annotations_of, change, draw_nothing, tiny_scenes
 
 from parhelion.cli import main
 

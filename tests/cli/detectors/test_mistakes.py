@@ -4,7 +4,7 @@ import os
 
 import pytest
 from cli.command_line import printed
-from recipes.tiny_scenes import tiny_scenes
+from runs.tiny_scenes import tiny_scenes
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -6,10 +6,10 @@ import shutil
 import pytest
 from cli.command_line import printed
 from PIL import Image
-from recipes.colour_folders import truncate
+from runs.colour_folders import truncate
 
 from parhelion.cli import main
-from parhelion.evaluate.saved_detector import load_detector
+from parhelion.detection.saved import load_detector
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

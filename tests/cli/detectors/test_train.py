@@ -3,7 +3,7 @@
 import pytest
 from cli.command_line import printed
 from cli.quick_words import QUICK, TRAIN
-from recipes.tiny_scenes import annotations_of, change, draw_nothing, tiny_scenes
+from runs.tiny_scenes import annotations_of, change, draw_nothing, tiny_scenes
 
 from parhelion.cli import main
 from parhelion.recipes.table import recipe

@@ -1,0 +1,1 @@
+"""Image classification: recipe, task, saved classifiers, scores, prediction, plots."""

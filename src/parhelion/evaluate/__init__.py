@@ -1,1 +1,0 @@
-"""Evaluation: scores of a model, saved classifiers, predictions and their pictures."""

@@ -1,0 +1,1 @@
+"""Candidates timed in turns."""

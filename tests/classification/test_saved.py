@@ -1,0 +1,116 @@
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from parhelion.classification.saved import Classifier, load_classifier, save_classifier
+from parhelion.data.images import open_image
+from parhelion.data.transforms import Preprocessing
+from parhelion.errors import UserError
+from parhelion.files.weights import read_saved, save_weights
+from parhelion.models.catalog import create_model
+
+ARGUMENTS = {"num_classes": 3, "in_chans": 1, "image_size": 16}
+
+
+@pytest.fixture
+def classifier():
+    return Classifier(
+        model=create_model("resnet_tiny", **ARGUMENTS).eval().to(memory_format=torch.channels_last),
+        name="resnet_tiny",
+        arguments=ARGUMENTS,
+        class_names=("Größe", "a/b", "c"),
+        preprocessing=Preprocessing(image_px=16, in_chans=1, mean=(0.25,), std=(0.5,)),
+        epoch=4,
+        metrics={"top1": 0.5},
+    )
+
+
+@pytest.fixture
+def folder(tmp_path, classifier):
+    save_classifier(tmp_path / "weights.safetensors", classifier)
+    (tmp_path / "recipe.json").write_text(json.dumps({"model": "resnet_tiny"}))
+    return tmp_path
+
+
+def test_a_classifier_comes_back_whole_from_folder_and_file(folder, classifier):
+    images = torch.randn(2, 1, 16, 19)
+    for path in (folder, folder / "weights.safetensors"):
+        found = load_classifier(path)
+        assert torch.equal(found.model(images), classifier.model(images))
+        assert not found.model.training
+        for name in ("name", "arguments", "class_names", "preprocessing", "epoch", "metrics"):
+            assert getattr(found, name) == getattr(classifier, name)
+
+
+def test_the_recipe_beside_the_weights_must_name_their_model(folder):
+    (folder / "recipe.json").write_text(json.dumps({"model": "gsa_tiny"}))
+    with pytest.raises(UserError, match=r"written for resnet_tiny.*another architecture than gsa_tiny: \d+ tensors"):
+        load_classifier(folder)
+
+
+def test_tensors_that_do_not_fit_are_counted_and_the_first_is_named(folder, classifier):
+    weights, facts = read_saved(folder / "weights.safetensors")
+    names = list(classifier.model.state_dict())
+    weights["surplus"] = torch.zeros(1)
+    del weights[names[0]], weights[names[2]]
+    weights[names[1]] = torch.zeros(2, 9)
+    save_weights(folder / "weights.safetensors", weights, facts)
+    with pytest.raises(UserError, match="another architecture than resnet_tiny") as caught:
+        load_classifier(folder)
+    sentence = str(caught.value)
+    assert f"2 tensors missing (first: {names[0]})" in sentence
+    assert "1 tensors unexpected (first: surplus)" in sentence
+    assert f"1 tensors of another shape (first: {names[1]} is (2, 9) for" in sentence
+
+
+def test_a_file_that_is_no_classifier_says_what_it_lacks(tmp_path):
+    save_weights(tmp_path / "w.safetensors", {"a": torch.zeros(1)}, {"model": "resnet_tiny"})
+    with pytest.raises(UserError, match="header lacks model_arguments, class_names, preprocessing"):
+        load_classifier(tmp_path / "w.safetensors")
+    save_file({"a": torch.zeros(1)}, tmp_path / "w.safetensors")
+    with pytest.raises(UserError, match="does not say which model"):
+        load_classifier(tmp_path / "w.safetensors")
+
+
+def test_missing_paths_and_damaged_recipes_are_named(folder):
+    with pytest.raises(UserError, match=r"no checkpoint or run folder .*nowhere"):
+        load_classifier(folder / "nowhere")
+    (folder / "recipe.json").write_text("{")
+    with pytest.raises(UserError, match=r"recipe\.json is damaged"):
+        load_classifier(folder)
+    (folder / "weights.safetensors").unlink()
+    with pytest.raises(UserError, match=r"holds no weights\.safetensors"):
+        load_classifier(folder)
+
+
+def test_the_readmes_trained_run_is_used_as_it_says(tmp_path, monkeypatch, capsys):
+    arguments = {"num_classes": 3, "image_size": 32}
+    model = create_model("halonet_tiny", **arguments).eval()
+    preprocessing = Preprocessing(image_px=32, mean=(0.5,) * 3, std=(0.25,) * 3)
+    trained = Classifier(
+        model=model,
+        name="halonet_tiny",
+        arguments=arguments,
+        class_names=("ant", "bee", "cat"),
+        preprocessing=preprocessing,
+        epoch=1,
+        metrics={},
+    )
+    (tmp_path / "runs" / "first").mkdir(parents=True)
+    save_classifier(tmp_path / "runs" / "first" / "weights.safetensors", trained)
+    Image.effect_noise((57, 43), 90).save(tmp_path / "photo.jpg")
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    (block,) = [part for part in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "load_classifier" in part]
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(block, names)
+    first, by_hand = capsys.readouterr().out.splitlines()
+    assert first.startswith(f"('{by_hand}', ")
+    assert names["class_names"] == trained.class_names
+    assert torch.equal(names["transform"](open_image(names["photo"], 3)), names["image"])
+    assert torch.equal(names["again"].eval()(names["image"][None]), names["model"](names["image"][None]))

@@ -1,0 +1,103 @@
+"""Several processes on one detection run, started as a user would: by torchrun, on this machine's CPU."""
+
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+from runs.tiny_scenes import TINY, TRAIN, VAL, tiny_scenes
+
+from parhelion.cli import main
+from parhelion.detection.saved import load_detector
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
+
+SIZES = (word for name, value in TINY.items() for word in (f"--{name.replace('_', '-')}", str(value)))
+WORDS = (
+    *("mask_rcnn_halonet_tiny", "--image-px", "64", "--batch", "4", "--epochs", "2", "--warmup-epochs", "0.5"),
+    *("--checkpoint-updates", "1", *SIZES),
+)
+UPDATES = 2 * (TRAIN // 4)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return tiny_scenes(tmp_path_factory.mktemp("scenes") / "data")
+
+
+@pytest.fixture(scope="module")
+def runs(data, tmp_path_factory):
+    """What two processes print, and the folders of their runs, one after the other, since starting them takes longest:
+    one that shares nothing but gradients, and one that shares weights and batch statistics, too.
+    """
+    folder = tmp_path_factory.mktemp("runs")
+    program = folder / "both.py"
+    program.write_text(
+        "import json, sys; from parhelion.cli import main; sys.exit(max(map(main, json.loads(sys.argv[1]))))"
+    )
+    kinds = {"apart": ("--no-sync-bn",), "parts": ("--sharding", "fsdp", "--ema-decay", "0.5")}
+    words = [["train", *WORDS, "--data", data, "--out", str(folder / kind), *kinds[kind]] for kind in kinds]
+    launch = ["--standalone", "--nproc-per-node=2", str(program), json.dumps(words)]
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", *launch],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout, folder / "apart", folder / "parts"
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def assert_whole(out):
+    losses = lines(out / "losses.jsonl")
+    assert [row["update"] for row in losses] == list(range(1, UPDATES + 1))
+    assert all(0 < row["loss"] < 10 and math.isfinite(row["loss"]) for row in losses)
+    assert [row["epoch"] for row in lines(out / "metrics.jsonl")] == [1, 2]
+    assert (out / "detections.png").exists()
+
+
+def assert_scores_are_those_of_one_process(out, data, capsys):
+    """Every image was looked at, once; how images are padded in their batches makes a small difference."""
+    capsys.readouterr()
+    assert main(["evaluate", str(out), "--data", data, "--batch", "2", "--json"]) == 0
+    scores = json.loads(capsys.readouterr().out)
+    assert scores["images"] == VAL
+    last = lines(out / "metrics.jsonl")[-1]
+    for kind in ("box", "mask"):
+        assert scores[kind]["ap"] == pytest.approx(last[f"{kind}_ap"], abs=0.02)
+        assert scores[kind]["ar100"] == pytest.approx(last[f"{kind}_ar100"], abs=0.1)
+
+
+def test_two_processes_train_evaluate_and_are_gone_on_with_by_one(runs, data, tmp_path, capsys):
+    said, out, _ = runs
+    # Of two runs, by the first process alone.
+    assert said.count("epoch 2/2") == 2
+    assert_whole(out)
+    assert_scores_are_those_of_one_process(out, data, capsys)
+    # The averages of batch norms that are evaluated are those that are saved.
+    assert load_detector(out).metrics["box_ap"] == lines(out / "metrics.jsonl")[-1]["box_ap"]
+    resumed = tmp_path / "resumed"
+    shutil.copytree(out, resumed)
+    # As if the run had been killed after the checkpoint before the last.
+    shutil.rmtree(resumed / "checkpoints" / f"{UPDATES:09d}")
+    (resumed / "detections.png").unlink()
+    assert main(["train", "--resume", str(resumed)]) == 0
+    assert f"going on with {resumed} after update {UPDATES - 1} of {UPDATES}" in capsys.readouterr().out
+    assert_whole(resumed)
+    assert lines(resumed / "losses.jsonl")[:-1] == lines(out / "losses.jsonl")[:-1]
+
+
+def test_parts_of_weights_and_shared_batch_statistics_train_too(runs, data, capsys):
+    _, _, out = runs
+    assert_whole(out)
+    assert len(list((out / "checkpoints" / f"{UPDATES:09d}").glob("*.safetensors"))) == 2
+    assert_scores_are_those_of_one_process(out, data, capsys)
