@@ -179,14 +179,11 @@ def _tried(choice: Choice | None, sizes: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _sizes(session: Session) -> dict[str, Any]:
-    """The first halo layer's sizes; float16 where bfloat16 cannot be multiplied."""
-    channels, side, heads = HALO_LAYERS[0]
-    sizes = session.scale.layer(channels, side)
-    dtype = torch.float16 if session.rehearsal else torch.bfloat16
-    side = BLOCK + 1 if session.rehearsal else sizes["side"]
+    """Those of the first halo layer; for the interpreter one block in float16, since it cannot multiply bfloat16."""
     if session.rehearsal:
-        channels, heads = 16, 1
-    return {**sizes, "channels": channels, "side": side, "heads": heads, "dtype": dtype}
+        return {"batch": 1, "side": BLOCK, "heads": 1, "channels": 16, "dtype": torch.float16, "device": session.device}
+    channels, side, heads = HALO_LAYERS[0]
+    return session.scale.layer(channels, side) | {"heads": heads, "dtype": torch.bfloat16}
 
 
 def _time_plans(session: Session, choices: list[Choice | None]) -> None:

@@ -21,7 +21,7 @@ import torch
 
 # Kept of what a process printed.
 LAST_LINES, LAST_BYTES = 12, 2**14
-POLL_SECONDS = 0.2
+POLL_SECONDS, KILLED_SECONDS = 0.2, 5.0
 FAILED = 1
 NO_TIME = "there was no time for it"
 
@@ -51,32 +51,40 @@ def forked(work: Callable[[], int], *, seconds: float, tell: Callable[[bytes], N
         os.close(reading)
         _work_and_exit(work, writing, seconds)
     os.close(writing)
-    last, timed_out, status = b"", False, None
-    while status is None:
-        last = _read(reading, tell, last)
-        ended, code = os.waitpid(child, os.WNOHANG)
-        if ended:
-            status = code
-        elif time.monotonic() - started > seconds:
-            timed_out = True
-            _end_group(child)
-            _, status = os.waitpid(child, 0)
-    # Children that it left behind would go on computing beside the next one.
-    _end_group(child)
-    last = _read(reading, tell, last)
+    last, status, until = b"", None, started + seconds
+    try:
+        while status is None and time.monotonic() < until:
+            last = _read(reading, tell, last, POLL_SECONDS)
+            status = _status(child)
+        timed_out = status is None
+    finally:
+        # Children that it left behind would go on computing beside the next one.
+        _end_group(child)
+    # A process that waits for a GPU in the kernel may not even end when it is killed.
+    until = time.monotonic() + KILLED_SECONDS
+    while status is None and time.monotonic() < until:
+        time.sleep(POLL_SECONDS)
+        status = _status(child)
+    last = _read(reading, tell, last, 2 * POLL_SECONDS)
     os.close(reading)
     return Ending(
-        code=os.waitstatus_to_exitcode(status),
+        code=-signal.SIGKILL if status is None else os.waitstatus_to_exitcode(status),
         seconds=time.monotonic() - started,
         timed_out=timed_out,
         last_lines=tuple(last.decode(errors="replace").splitlines()[-LAST_LINES:]),
     )
 
 
+def _status(child: int) -> int | None:
+    """How it ended, None if it did not yet."""
+    ended, status = os.waitpid(child, os.WNOHANG)
+    return status if ended else None
+
+
 def _work_and_exit(work: Callable[[], int], writing: int, seconds: float) -> None:
     code = FAILED
     try:
-        os.setsid()
+        os.setpgid(0, 0)
         for descriptor in (1, 2):
             os.dup2(writing, descriptor)
         os.close(writing)
@@ -94,13 +102,14 @@ def _work_and_exit(work: Callable[[], int], writing: int, seconds: float) -> Non
         os._exit(code)
 
 
-def _read(reading: int, tell: Callable[[bytes], None], last: bytes) -> bytes:
-    """Tell what comes until for a moment nothing does; the end of it all."""
-    while select.select([reading], [], [], POLL_SECONDS)[0]:
+def _read(reading: int, tell: Callable[[bytes], None], last: bytes, seconds: float) -> bytes:
+    """Tell what comes within some seconds, or until nothing more will; `last` with it, cut to its end."""
+    until = time.monotonic() + seconds
+    while (left := until - time.monotonic()) > 0 and select.select([reading], [], [], left)[0]:
         some = os.read(reading, 2**16)
         if not some:
-            # All writers are gone; their end is waited for elsewhere.
-            time.sleep(POLL_SECONDS)
+            # All writers are gone; the end of the process is waited for elsewhere.
+            time.sleep(max(0.0, until - time.monotonic()))
             break
         tell(some)
         last = (last + some)[-LAST_BYTES:]

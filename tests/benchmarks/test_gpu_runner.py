@@ -89,6 +89,16 @@ def test_a_hang_is_ended_with_all_its_children(told, tmp_path):
     assert not child.exists() or "Z" in (child / "stat").read_text().split(")")[1]
 
 
+def test_one_that_never_stops_talking_is_ended_too(told):
+    def work():
+        while True:
+            print("more", flush=True)
+
+    ending = forked(work, seconds=2, tell=told.append)
+    assert ending.timed_out
+    assert ending.code == -signal.SIGKILL
+
+
 def test_tasks_apart_fail_apart():
     tasks = {
         "well": lambda: 7,
