@@ -47,7 +47,7 @@ def run_tests(session: Session) -> None:
     os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
     os.environ["OMP_NUM_THREADS"] = "1"
     os.chdir(ROOT)
-    processes = str(2 if session.rehearsal else workers())
+    processes = str(1 if session.rehearsal else workers())
     # The interpreter takes minutes for the tests of halo attention.
     some = ["-k", "not halo"] if session.rehearsal else []
     chosen = ["-p", "xdist", "-n", processes, "-m", MARKED, *some, "tests/ops"]
