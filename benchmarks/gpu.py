@@ -1,247 +1,213 @@
-"""On one NVIDIA GPU: build the kernels, test them, then time layers and networks against their peers.
+"""On one NVIDIA GPU, in a time that is given: check the kernels, then time layers and networks against their peers.
 
-    python benchmarks/gpu.py                              # everything, into benchmarks/results/gpu.json and .png
-    python benchmarks/gpu.py --only 'halo-layer*'         # some parts, to the terminal; --list names all
-    python benchmarks/gpu.py --only 'gsa*' --out NAME --add  # ... into the report of the same GPU and commit
-    python benchmarks/gpu.py --quick                      # two rounds, few steps: does it all run?
-    python benchmarks/gpu.py --device cpu --quick         # a dry run with tiny sizes where there is no GPU
-    python benchmarks/gpu.py --table                      # README.md's tables, from the report if there is one
+    python benchmarks/gpu.py --seconds 480 --out DIR                        # into DIR/gpu.json and DIR/log.txt
+    python benchmarks/gpu.py --seconds 300 --out DIR --add --only networks  # some parts, beside those of before
+    python benchmarks/gpu.py --rehearse --out DIR                           # everything in small on a CPU: no result
+    python benchmarks/gpu.py --list                                         # the parts, in the order of their value
+    python benchmarks/gpu.py --table [REPORT]                               # README.md's tables, from the report
 
-Exit code 1 where kernels do not build, tests fail, a candidate computes wrong numbers, one of ours fails, or training
-steps are not finite; what is left out stands in the report with its reason.
+It needs PyTorch, Triton, timm, pytest and pytest-xdist. This package need not be installed: `PYTHONPATH=src` will do.
+Each part has a process and a time limit of its own, and none is begun that the time left is too short for. The report
+is whole after every check and every round. What fails is recorded and stops nothing. Exit code 1: something failed.
 """
 
 import argparse
+import codecs
 import json
-import shutil
-import subprocess
+import os
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import replace
-from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from cases import Case
-from cpu import case_lines
-from gpu_cases import FULL, TINY, TRAINED, cases, choices, markdown
-from gpu_measure import (
-    AUTO,
-    Session,
-    auto_line,
-    auto_shape,
-    floor_lines,
-    measured_case,
-    new_session,
-    training_steps,
-)
-from gpu_peers import GpuLayer
-from gpu_timing import gpu_facts, noted
+# Asking whether there is a GPU must not keep the processes of the parts, forked from this one, from using it.
+os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
+if "--rehearse" in sys.argv:
+    # Triton looks at it when it is first imported.
+    os.environ["TRITON_INTERPRET"] = "1"
+
+from gpu_parts import PARTS, Part, rehearse
+from gpu_process import Ending, forked
+from gpu_record import Record
+from gpu_session import check_same, facts, new_session
+from gpu_table import markdown, summary_lines
 from table import between_markers
 
-from parhelion.cli import exit_code
+from parhelion.cli import USER_MISTAKE, exit_code
 from parhelion.errors import UserError
-from parhelion.files.atomic import write_json, write_text
-from parhelion.speed.report import save_report, speed_report
-from parhelion.speed.timing import footnote
+from parhelion.files.atomic import write_text
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS, README = ROOT / "benchmarks" / "results", ROOT / "README.md"
-PACKAGES = ("parhelion", "torch", "triton", "timm", "gsa-pytorch")
-TESTS = ("-m", "pytest", "-q", "-m", "triton", "tests/ops")
-SANITIZER = ("compute-sanitizer", "--tool", "memcheck", "--error-exitcode", "1")
-SMALL_TESTS = "test_nothing_beside_the_maps_is_read"
-STEPS, QUICK_STEPS = 500, 3
+RESULT, README = ROOT / "benchmarks" / "results" / "gpu.json", ROOT / "README.md"
+REPORT, LOG = "gpu.json", "log.txt"
+SECONDS = 480
+# What a part may still write down after its deadline, and what the end of all takes.
+ENDING_SECONDS, LAST_SECONDS = 8, 3
+FACTS_SECONDS = 30
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Do what `arguments` ask for; the exit code."""
+    started = time.monotonic()
     chosen = _parser().parse_args(arguments)
-    if chosen.table:
-        tables = table(RESULTS / "gpu.json")
+    if chosen.list:
+        print("\n".join(f"{part.name:18} up to {part.most:3.0f} s  {part.says}" for part in PARTS))
+        return 0
+    if chosen.table is not None:
+        tables = table(chosen.table)
         print(tables)
         write_text(README, between_markers(README.read_text(encoding="utf-8"), tables, "gpu"))
         return 0
-    scale = TINY if chosen.device == "cpu" else FULL
-    if chosen.list:
-        print("\n".join(part_names(cases(scale))))
-        return 0
-    check_device(chosen)
-    parts = [name for name in part_names(cases(scale)) if fnmatchcase(name, chosen.only)]
-    if not parts:
-        raise UserError(f"nothing is called {chosen.only!r}; there are {', '.join(part_names(cases(scale)))}")
-    session = new_session(scale, quick=chosen.quick, eager=chosen.eager)
-    out = chosen.out or (None if chosen.quick or chosen.only != "*" else RESULTS / "gpu")
-    report = new_report(session)
-    if out is not None and chosen.add:
-        take_over(report, out.with_suffix(".json"))
-    problem = built(session, [case for case in cases(scale) if case.name in parts])
-    problem = problem or (None if chosen.skip_tests else tested())
-    if problem is not None:
-        print(f"nothing is timed: {problem}", file=sys.stderr)
-        return 1
-    report["tests"] = None if chosen.skip_tests else tests_passed()
-    steps = chosen.steps or (QUICK_STEPS if chosen.quick else STEPS)
-    measure_all(session, report, parts, out=out, steps=steps)
-    print(footnote(report))
-    for failure in session.failures:
-        print(f"wrong: {failure}", file=sys.stderr)
-    return 1 if session.failures else 0
+    parts = _chosen_parts(chosen)
+    chosen.out.mkdir(parents=True, exist_ok=True)
+    with (chosen.out / LOG).open("ab") as log:
+        runner = Runner(chosen.out / REPORT, log, started + chosen.seconds, rehearsal=chosen.rehearse)
+        if not runner.begin():
+            return USER_MISTAKE
+        for part in parts:
+            runner.run(part)
+        return runner.end()
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--only", default="*", metavar="PATTERN", help="parts to run, with * and ? as in a shell")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help=f"time for everything; {SECONDS} if not given")
+    parser.add_argument("--out", type=Path, metavar="DIR", help=f"folder for {REPORT} and {LOG}")
+    parser.add_argument("--only", nargs="+", metavar="PART", help="parts to run, see --list; all if not given")
+    parser.add_argument("--add", action="store_true", help="keep the other parts of the report that DIR holds")
+    parser.add_argument("--rehearse", action="store_true", help="everything in small on a CPU, to see that it runs")
     parser.add_argument("--list", action="store_true", help="print the names of all parts")
-    parser.add_argument("--quick", action="store_true", help="two rounds and few training steps")
-    parser.add_argument("--eager", action="store_true", help="nothing compiled, which takes minutes a network")
-    parser.add_argument("--skip-tests", action="store_true", help="do not run the kernels' tests first")
-    parser.add_argument("--steps", type=int, help=f"training steps on images; {STEPS} if not given")
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: a dry run, with --quick")
-    parser.add_argument("--add", action="store_true", help="keep the other parts of the report that --out names")
-    parser.add_argument("--table", action="store_true", help="print the report as tables, into README.md too")
     parser.add_argument(
-        "--out",
+        "--table",
         type=Path,
-        metavar="NAME",
-        help="where to write NAME.json and NAME.png; benchmarks/results/gpu if everything is measured, else nowhere",
+        nargs="?",
+        const=RESULT,
+        metavar="REPORT",
+        help=f"print a report as tables, into README.md too; {RESULT.relative_to(ROOT)} if not given",
     )
     return parser
 
 
-def check_device(chosen: argparse.Namespace) -> None:
-    """Raise UserError where `chosen` asks for what this machine, or a dry run, cannot give."""
-    if chosen.steps is not None and chosen.steps < 1:
-        raise UserError(f"--steps must be at least 1, not {chosen.steps}")
-    if chosen.add and chosen.out is None:
-        raise UserError("--add wants --out NAME, the report to add to")
-    if chosen.device == "cpu":
-        if not chosen.quick:
-            raise UserError("--device cpu is a dry run and wants --quick: these cases are sized for a GPU")
-        if chosen.out is not None and chosen.out.resolve().is_relative_to(RESULTS):
-            raise UserError(f"a dry run is no result: --out must lie elsewhere than in {RESULTS.relative_to(ROOT)}")
-    elif not torch.cuda.is_available() or torch.version.hip is not None:
-        raise UserError("this needs an NVIDIA GPU, and PyTorch finds none; --device cpu --quick is a dry run without")
-
-
-def new_report(session: Session) -> dict[str, Any]:
-    """A report without a case."""
-    dry = session.device == "cpu"
-    title = "Dry run on a CPU with tiny sizes: no result" if dry else "Parhelion on a GPU"
-    report = speed_report([], title, device=session.device, packages=PACKAGES)
-    report |= {"dry_run": dry, "auto": [], "steps": []}
-    if not dry:
-        report["gpu"] = facts = gpu_facts()
-        driver = facts["driver_version"] or "unknown"
-        # What the footnote says about the device.
-        report["machine"]["capability"] = f"compute {facts['capability']}, driver {driver}, CUDA {facts['cuda']}"
-    return report
-
-
-def take_over(report: dict[str, Any], path: Path) -> None:
-    """Put the parts that `path` holds into `report`; nothing if there is no such file.
+def _chosen_parts(chosen: argparse.Namespace) -> list[Part]:
+    """The parts to run.
 
     Raises:
-        UserError: it was measured on something else.
+        UserError: the arguments ask for what cannot be.
     """
-    if not path.exists():
-        return
-    before = json.loads(path.read_text(encoding="utf-8"))
-    for key in ("device", "commit", "versions"):
-        if before.get(key) != report[key]:
-            raise UserError(f"{path} was measured with another {key}; name another report")
-    if before.get("gpu", {}).get("name") != report.get("gpu", {}).get("name"):
-        raise UserError(f"{path} was measured on another GPU; name another report")
-    report |= {key: before[key] for key in ("cases", "auto", "steps")}
+    if chosen.out is None:
+        raise UserError("name a folder for the results with --out DIR")
+    # Absolute, since a part may work elsewhere.
+    chosen.out = chosen.out.resolve()
+    if chosen.seconds <= 0:
+        raise UserError(f"--seconds must be more than 0, not {chosen.seconds:g}")
+    names = [part.name for part in PARTS]
+    unknown = [name for name in chosen.only or () if name not in names]
+    if unknown:
+        raise UserError(f"there is no part {unknown[0]!r}; the parts are {', '.join(names)}")
+    if (chosen.out / REPORT).exists() and not chosen.add:
+        raise UserError(f"{chosen.out / REPORT} is there already; --add keeps its other parts, or name another folder")
+    return [part for part in PARTS if chosen.only is None or part.name in chosen.only]
 
 
-def part_names(all_cases: Sequence[Case]) -> list[str]:
-    """Every name that --only may match, in the order of running."""
-    return [case.name for case in all_cases] + [AUTO] + [step_name(model) for model in TRAINED]
+class Runner:
+    """Runs parts one after the other, each in a process of its own, until the time is over."""
+
+    def __init__(self, path: Path, log: Any, deadline: float, *, rehearsal: bool) -> None:
+        self.path, self.log, self.deadline, self.rehearsal = path, log, deadline, rehearsal
+        # What comes may end within a character.
+        self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    @property
+    def left(self) -> float:
+        """Seconds for parts."""
+        return self.deadline - time.monotonic() - LAST_SECONDS
+
+    def tell(self, some: bytes) -> None:
+        """Print what a part printed, and keep it."""
+        sys.stdout.write(self.decoder.decode(some))
+        sys.stdout.flush()
+        self.log.write(some)
+        self.log.flush()
+
+    def say(self, text: str) -> None:
+        """Print a line and keep it."""
+        self.tell(f"{text}\n".encode())
+
+    def begin(self) -> bool:
+        """Write the head of the report; whether it can be measured at all. The reason is printed."""
+        ending = forked(partial(_write_head, self.path, self.rehearsal), seconds=FACTS_SECONDS, tell=self.tell)
+        if ending.timed_out:
+            self.say("the GPU does not answer")
+        return ending.code == 0
+
+    def run(self, part: Part) -> None:
+        """Run `part`, if there is time for it, and write down how it ended."""
+        if self.left < part.least:
+            reason = f"{self.left:.0f} s were left, and it wants {part.least:.0f} at least"
+            self._write(part, {"state": "not begun", "reason": reason})
+            self.say(f"\n== {part.name}: not begun: {reason}")
+            return
+        # A rehearsal takes the time that a CPU takes.
+        seconds = self.left if self.rehearsal else min(part.most, self.left)
+        self.say(f"\n== {part.name}: {part.says}; {seconds:.0f} s at most, {self.left:.0f} s left")
+        work = partial(_work, part, self.path, max(1.0, seconds - ENDING_SECONDS), self.rehearsal)
+        ending = forked(work, seconds=seconds, tell=self.tell)
+        row = {"state": "done" if ending.code == 0 else "failed", "seconds": round(ending.seconds, 1)}
+        if ending.code != 0:
+            row |= {"reason": _reason(ending, seconds), "last_lines": list(ending.last_lines)}
+        self._write(part, row)
+        self.say(f"== {part.name}: {row['state']} after {row['seconds']} s {row.get('reason', '')}".rstrip())
+
+    def end(self) -> int:
+        """Print what came out; the exit code."""
+        report = Record(self.path).report
+        self.say("\n".join(["", *summary_lines(report)]))
+        failed = any(part["state"] == "failed" for part in report.get("parts", ()))
+        return 1 if failed or report.get("failures") else 0
+
+    def _write(self, part: Part, row: dict[str, Any]) -> None:
+        Record(self.path).put("parts", {"name": part.name, "rehearsal": self.rehearsal, **row})
 
 
-def step_name(model: str) -> str:
-    """What the training steps of a model are called."""
-    return f"steps-{model.replace('_', '-')}"
+def _write_head(path: Path, rehearsal: bool) -> int:
+    """Write down what is measured on; exit code 2 where it cannot be."""
+
+    def write() -> None:
+        record, head = Record(path), facts(rehearsal=rehearsal)
+        if record.report:
+            check_same(record.report, head, path)
+        record.update(head | {key: record.report.get(key, []) for key in ("parts", "failures", "cases")})
+
+    return exit_code(write)
 
 
-def built(session: Session, chosen: Sequence[Case]) -> str | None:
-    """Call our layers for the first time, which compiles their kernels; what is wrong, None if all run."""
-    started = time.monotonic()
-    failed: dict[str, str] = {}
-    layers = {case.name: case.candidates[0] for case in chosen if isinstance(case.candidates[0], GpuLayer)}
-    # One of each layer where only networks are asked for.
-    for case in cases(session.scale) if not layers else ():
-        if isinstance(case.candidates[0], GpuLayer):
-            layers.setdefault(case.name.partition("-")[0], case.candidates[0])
-    for name, layer in layers.items():
-        session.say(f"building the kernels of {name}")
-        with noted(failed, name):
-            replace(layer, batch=1, impl=session.scale.kernel, backward=True).build()()
-    session.say("")
-    if failed:
-        return f"the kernels do not build: {'; '.join(f'{name}: {why}' for name, why in failed.items())}"
-    print(f"built: first calls of {len(layers)} layers in {time.monotonic() - started:.0f} s", flush=True)
-    return None
+def _work(part: Part, path: Path, seconds: float, rehearsal: bool) -> int:
+    """Do the work of a part in this process."""
+    if rehearsal:
+        rehearse()
+    part.work(new_session(path, seconds=seconds, rehearsal=rehearsal, part=part.name))
+    return 0
 
 
-def tested() -> str | None:
-    """Run the tests of kernels, small ones under compute-sanitizer, too, if it is there; what is wrong, or None."""
-    commands = [[sys.executable, *TESTS]]
-    if shutil.which(SANITIZER[0]):
-        commands.append([*SANITIZER, sys.executable, *TESTS, "-k", SMALL_TESTS])
-    for command in commands:
-        code = subprocess.run(command, cwd=ROOT, check=False).returncode
-        if code != 0:
-            return f"the kernels' tests fail: {' '.join(command)} ends with code {code}"
-    return None
-
-
-def tests_passed() -> str:
-    """What `tested` has run."""
-    memory = f"{' '.join(SANITIZER)} on {SMALL_TESTS}" if shutil.which(SANITIZER[0]) else f"{SANITIZER[0]} is not there"
-    return f"python {' '.join(TESTS)}: passed; memory: {memory}"
-
-
-def measure_all(
-    session: Session, report: dict[str, Any], parts: Sequence[str], *, out: Path | None, steps: int
-) -> None:
-    """Run the `parts` and put them into `report`, which is written after each if `out` is given."""
-    all_cases = cases(session.scale)
-
-    def put(key: str, rows: Sequence[dict[str, Any]], known_by: str) -> None:
-        new = {row[known_by] for row in rows}
-        report[key] = [row for row in report[key] if row[known_by] not in new] + list(rows)
-        if out is not None:
-            out.parent.mkdir(parents=True, exist_ok=True)
-            write_json(out.with_suffix(".json"), report)
-
-    for case in all_cases:
-        if case.name in parts:
-            row = measured_case(case, session)
-            print("\n".join([*case_lines(row), *floor_lines(row)]), flush=True)
-            put("cases", [row], "name")
-    if AUTO in parts:
-        shapes = [auto_shape(case, session) for case in choices(session.scale, all_cases)]
-        print("\n".join(["", "auto: what it runs, against each by name", *map(auto_line, shapes)]), flush=True)
-        put("auto", shapes, "title")
-    for model in TRAINED:
-        if step_name(model) in parts:
-            run = training_steps(model, session, steps)
-            print(f"\n{model}: {run['finite_steps']} of {steps} steps finite, loss {run['losses']}", flush=True)
-            put("steps", [run], "model")
-    order = [case.name for case in all_cases]
-    report["cases"].sort(key=lambda row: order.index(row["name"]))
-    if out is not None and report["cases"]:
-        save_report(report, out.with_suffix(".json"))
+def _reason(ending: Ending, seconds: float) -> str:
+    if ending.timed_out:
+        return f"it was ended after {seconds:.0f} s"
+    if ending.code < 0:
+        return f"it ended with signal {-ending.code}; the log says where"
+    lines = [line for line in ending.last_lines if line.strip()]
+    return f"it ended with code {ending.code}: {lines[-1] if lines else 'it said nothing'}"
 
 
 def table(path: Path) -> str:
     """The tables of the report at `path`, every cell "not measured" where there is none."""
     report = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-    return markdown(report, path.relative_to(ROOT).as_posix())
+    if report is not None and report["rehearsal"]:
+        raise UserError(f"{path} is a rehearsal's, which is no result")
+    path = path.resolve()
+    source = path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else path.name
+    return markdown(report, source)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""What is measured on a GPU and what it must show, as data; and the table of it. Ours come first in every case."""
+"""What is measured on a GPU and what it must show, as data. Ours come first in every case."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -11,8 +11,7 @@ from gpu_networks import GpuNetwork, WithGsaPytorch, operator, operators
 from gpu_peers import GpuLayer
 from peers import convolution, gsa_pytorch_gsa, our_gsa, timm_halo
 
-from parhelion.speed.report import figures
-from parhelion.speed.timing import Candidate, footnote
+from parhelion.speed.timing import Candidate
 
 COMPILED, REFERENCE = f"{OURS}, compiled", f"{OURS}, reference"
 SDPA, FLEX = "SDPA with a bias", "FlexAttention"
@@ -24,31 +23,30 @@ GSA_LAYERS = ((64, 56), (128, 28), (256, 14), (512, 7))
 BLOCK, HALO = 8, 3
 LAYER_ROUNDS, NETWORK_ROUNDS = 15, 7
 TRAINED = ("halonet_h1", "gsa_resnet50")
-NOT_MEASURED = "not measured"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scale:
-    """How large the cases are. Those of a dry run have the same names, and sizes that a CPU computes in seconds."""
+    """How large the cases are. Those of a rehearsal have the same names, and sizes that a CPU computes in seconds."""
 
     device: str = "cuda"
     layer_numbers: int = 2**25  # of a map: more than a GPU's cache holds
     side: int | None = None  # of every layer's map, if not the case's own
     inference: int = 256  # images of a batch
     training: int = 128
-    halonet_px: int = 256  # where timm's, which want just these, take no part
+    halonet_px: int = 256
     gsa_px: int = 224
     step_images: int = 64
+    stand_ins: Mapping[str, str] = field(default_factory=dict)  # models that take the place of others
 
     @property
     def kernel(self) -> str:
         """The name of our fast implementation there."""
         return "cpu" if self.device == "cpu" else "triton"
 
-    @property
-    def flex(self) -> peers.Attend:
-        """FlexAttention as it is meant, compiled; uncompiled, which writes every logit down, for a dry run."""
-        return peers.by_flex if self.device == "cpu" else peers.by_compiled_flex
+    def model(self, name: str) -> str:
+        """What is built where a case names this model."""
+        return self.stand_ins.get(name, name)
 
     def image_px(self, model: str) -> int:
         """Side of the images of one of `TRAINED`."""
@@ -62,7 +60,22 @@ class Scale:
 
 
 FULL = Scale()
-TINY = Scale(device="cpu", layer_numbers=1, side=16, inference=1, training=1, halonet_px=64, gsa_px=64, step_images=2)
+TINY = Scale(
+    device="cpu",
+    layer_numbers=1,
+    side=16,
+    inference=1,
+    training=2,
+    halonet_px=32,
+    gsa_px=32,
+    step_images=2,
+    stand_ins={
+        "halonet_h1": "halonet_tiny",
+        "gsa_resnet50": "gsa_tiny",
+        "timm:halonet_h1": "timm:test_efficientnet",
+        "timm:resnet50": "timm:test_resnet",
+    },
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,8 +146,9 @@ def _halo_layer(scale: Scale, channels: int, side: int, heads: int, *, backward:
     sizes = scale.layer(channels, side) | {"backward": backward}
     ours = partial(peers.halo, None, channels, **window)
     timm = GpuLayer(name=TIMM_HALO, make=partial(timm_halo, channels, **window), channels_last=False, **sizes)
-    sdpa = GpuLayer(name=SDPA, make=partial(peers.halo, peers.by_sdpa, channels, **window), **sizes)
-    flex = GpuLayer(name=FLEX, make=partial(peers.halo, scale.flex, channels, **window), **sizes)
+    sdpa = GpuLayer(name=SDPA, make=partial(peers.halo, peers.by_sdpa, channels, **window), exact=ours, **sizes)
+    flexible = partial(peers.halo, peers.by_compiled_flex, channels, **window)
+    flex = GpuLayer(name=FLEX, make=flexible, partly_compiled=True, exact=ours, **sizes)
     whole = partial(peers.halo, peers.by_flex, channels, **window)
     says = "images/s over the best of timm, SDPA and FlexAttention"
     speed = {False: (3, 6), True: (2.5, 5)}[backward]
@@ -164,9 +178,11 @@ def _halo_layer(scale: Scale, channels: int, side: int, heads: int, *, backward:
 def _halo_operation(scale: Scale, channels: int, side: int, heads: int) -> Case:
     window = {"heads": heads, "block": BLOCK, "halo": HALO}
     sizes = scale.layer(channels, side) | {"channels": 3 * channels}
-    ours = GpuLayer(name=OURS, make=partial(peers.halo_operation, None, channels, **window), **sizes)
-    sdpa = GpuLayer(name=SDPA, make=partial(peers.halo_operation, peers.by_sdpa, channels, **window), **sizes)
-    flex = partial(peers.halo_operation, scale.flex, channels, **window)
+    make = partial(peers.halo_operation, None, channels, **window)
+    ours = GpuLayer(name=OURS, make=make, **sizes)
+    by_sdpa = partial(peers.halo_operation, peers.by_sdpa, channels, **window)
+    sdpa = GpuLayer(name=SDPA, make=by_sdpa, exact=make, **sizes)
+    flex = partial(peers.halo_operation, peers.by_compiled_flex, channels, **window)
     return Case(
         name=f"halo-operation-{channels}",
         title=_title("halo_attention", sizes | {"channels": channels}, f"{heads} heads, without projections, forward"),
@@ -175,7 +191,7 @@ def _halo_operation(scale: Scale, channels: int, side: int, heads: int) -> Case:
             replace(ours, name=f"{OURS}, forward and backward", backward=True),
             sdpa,
             replace(sdpa, name=f"{SDPA}, forward and backward", backward=True),
-            GpuLayer(name=FLEX, make=flex, **sizes),
+            GpuLayer(name=FLEX, make=flex, partly_compiled=True, exact=make, **sizes),
         ),
         rounds=LAYER_ROUNDS,
     )
@@ -207,16 +223,16 @@ def _title(what: str, sizes: Mapping[str, Any], rest: str) -> str:
 def _networks(scale: Scale, model: str, *, train: bool) -> tuple[Candidate, ...]:
     """Ours and ResNet-50. Inference has bfloat16 in the weights; training has float32 there and autocast."""
     sizes: dict[str, Any] = {
-        "image_px": scale.gsa_px if model == "gsa_resnet50" else 256,
+        "image_px": scale.image_px(model),
         "batch": scale.training if train else scale.inference,
         "precision": "autocast" if train else "bfloat16",
         "device": scale.device,
         "train": train,
     }
-    ours = GpuNetwork(name=OURS, model=model, **sizes)
-    resnet = GpuNetwork(name=RESNET, model="timm:resnet50", **sizes)
-    halonet = GpuNetwork(name=TIMM_H1, model="timm:halonet_h1", **sizes)
-    with_gsa_pytorch = WithGsaPytorch(name=GSA_PYTORCH, model=model, **sizes | {"precision": "autocast"})
+    ours = GpuNetwork(name=OURS, model=scale.model(model), **sizes)
+    resnet = GpuNetwork(name=RESNET, model=scale.model("timm:resnet50"), **sizes)
+    halonet = GpuNetwork(name=TIMM_H1, model=scale.model("timm:halonet_h1"), **sizes)
+    with_gsa_pytorch = WithGsaPytorch(name=GSA_PYTORCH, model=scale.model(model), **sizes | {"precision": "autocast"})
     others = (halonet, _compiled(halonet)) if model == "halonet_h1" else (with_gsa_pytorch,)
     return (
         ours,
@@ -248,9 +264,14 @@ def _network_case(scale: Scale, model: str, targets: tuple[Target, ...], *, trai
 
 def _one_image(scale: Scale) -> Case:
     """Where launching kernels takes longer than computing: one image at a time."""
-    sizes: dict[str, Any] = {"image_px": 256, "batch": 1, "precision": "bfloat16", "device": scale.device}
+    sizes: dict[str, Any] = {
+        "image_px": scale.image_px("halonet_h1"),
+        "batch": 1,
+        "precision": "bfloat16",
+        "device": scale.device,
+    }
     networks = {OURS: "halonet_h1", TIMM_H1: "timm:halonet_h1", RESNET: "timm:resnet50"}
-    eager = [GpuNetwork(name=name, model=model, **sizes) for name, model in networks.items()]
+    eager = [GpuNetwork(name=name, model=scale.model(model), **sizes) for name, model in networks.items()]
     return Case(
         name="halonet-h1-one-image",
         title="halonet_h1, 256 px, one image, inference, bfloat16",
@@ -293,10 +314,10 @@ def choices(scale: Scale, layers: Sequence[Case]) -> tuple[Case, ...]:
     ours = [(case.title, case.candidates[0]) for case in layers]
     found = [(title, one) for title, one in ours if isinstance(one, GpuLayer) and not one.backward]
     for model in TRAINED:
-        image_px = scale.image_px(model)
-        for number, channels, side, says in operators(model, image_px):
+        image_px, built = scale.image_px(model), scale.model(model)
+        for number, channels, side, says in operators(built, image_px):
             sizes = {"channels": channels, "side": side, "batch": scale.inference, "device": scale.device}
-            make = partial(operator, model, image_px, number)
+            make = partial(operator, built, image_px, number)
             found.append((f"{says}, of {model}, batch {scale.inference}", GpuLayer(name=OURS, make=make, **sizes)))
     return tuple(
         Case(
@@ -310,62 +331,3 @@ def choices(scale: Scale, layers: Sequence[Case]) -> tuple[Case, ...]:
         for number, (title, layer) in enumerate(found)
         for backward in (False, True)
     )
-
-
-def markdown(report: Mapping[str, Any] | None, source: str) -> str:
-    """The tables of a report, as README.md shows them; what was not measured says so, and None is nothing measured."""
-    measured = {} if report is None else {case["name"]: case for case in report["cases"]}
-    lines = ["| case | | at least | aim | reached |", "|---|---|---|---|---|"]
-    for case in cases(FULL):
-        known = {target["says"]: target for target in measured.get(case.name, {}).get("targets", ())}
-        lines += [_promise(case.title, target, known.get(target.says)) for target in case.targets]
-    lines += [_auto_line(report), *_step_lines(report)]
-    if report is None:
-        return "\n".join(lines)
-    lines += ["", "| case | candidate | images/s | ms per batch (lowest to highest) | floor: move, multiply, ms |"]
-    lines[-1] += " share of the floor | peak MiB |"
-    lines.append("|---|---|---|---|---|---|---|")
-    for case in report["cases"]:
-        rows = [_candidate(row) for row in case["candidates"]]
-        rows += [f"{other['name']} | {other['reason'].replace('|', '/')} | | | | |" for other in case["left_out"]]
-        lines += [f"| {'' if index else case['title']} | {row} |" for index, row in enumerate(rows)]
-    how = "Medians of one run, the candidates of a case in turns"
-    return "\n".join([*lines, "", f"{footnote(report)}. {how}, {report['time'][:10]}: [{source}]({source})."])
-
-
-def _promise(title: str, target: Target, known: Mapping[str, Any] | None) -> str:
-    sign = "≤" if target.less_is_better else "≥"
-    value = None if known is None else known["reached"]
-    text = NOT_MEASURED if value is None else figures(value)
-    strong = f"**{text}**" if known is not None and known["at_least_met"] else text
-    return f"| {title} | {target.says} | {sign} {target.at_least:g} | {sign} {target.aim:g} | {strong} |"
-
-
-def _auto_line(report: Mapping[str, Any] | None) -> str:
-    shapes = [] if report is None else report["auto"]
-    faster = sum(1 for shape in shapes if shape["picks_the_faster"])
-    text = f"{faster} of {len(shapes)}" if shapes else NOT_MEASURED
-    strong = f"**{text}**" if shapes and faster == len(shapes) else text
-    return f'| every shape above and within our networks | impl="auto" picks the faster path | all | | {strong} |'
-
-
-def _step_lines(report: Mapping[str, Any] | None) -> list[str]:
-    runs = {} if report is None else {run["model"]: run for run in report["steps"]}
-    lines = []
-    for model in TRAINED:
-        run = runs.get(model)
-        text = NOT_MEASURED if run is None else f"{run['finite_steps']} of {run['steps']}"
-        strong = f"**{text}**" if run is not None and run["finite_steps"] == run["steps"] else text
-        lines.append(f"| {model}, training steps on images | loss and gradients finite | all of 500 | | {strong} |")
-    return lines
-
-
-def _candidate(row: Mapping[str, Any]) -> str:
-    low, median, high = (figures(1e3 * row["seconds"][key]) for key in ("lowest", "median", "highest"))
-    floor = row["floor"]
-    bound, share = "-", "-"
-    if floor is not None:
-        bound = f"{figures(1e3 * floor['move_seconds'])}, {figures(1e3 * floor['multiply_seconds'])}"
-        share = f"{100 * floor['share']:.0f}%"
-    rate, memory = figures(row["images_per_second"]), figures(row["peak_memory_mib"])
-    return f"{row['name']} | {rate} | {median} ({low} to {high}) | {bound} | {share} | {memory}"

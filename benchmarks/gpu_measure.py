@@ -1,124 +1,130 @@
-"""Measure one part of the benchmark of GPUs: a case, what impl="auto" picks at a shape, or training steps."""
+"""Measure a case: check every candidate against float64, then time those that are right in turns."""
 
 import gc
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from cases import OURS, Case
-from cpu import reached
-from gpu_cases import REFERENCE, Scale
-from gpu_networks import moved_bytes
-from gpu_peers import choices_noted
-from gpu_timing import (
-    COPY,
-    PRODUCT,
-    Clock,
-    Rates,
-    Yardstick,
-    gpu_clock,
-    held_bytes,
-    host_clock,
-    in_turns,
-    noted,
-    peak_mib,
-)
+from cpu import case_lines, reached
+from gpu_cases import REFERENCE
+from gpu_floor import Rates, Work
+from gpu_peers import GpuLayer, choices_noted, forget_expected
+from gpu_process import NO_TIME
+from gpu_session import Session
+from gpu_timing import COPY, EXPONENTIALS, PRODUCT, held_bytes, in_turns, noted, peak_mib
 
-import parhelion
-from parhelion.data.sources.fashion import bundled_images
-from parhelion.speed.networks import SEED
-from parhelion.speed.report import figures, narrator
+from parhelion.speed.networks import at_precision
+from parhelion.speed.report import figures
 from parhelion.speed.timing import Candidate, Run, WrongNumbersError, ready, summary
 
 AUTO = "auto"
-QUICK_ROUNDS = 2
+REHEARSAL_ROUNDS = 2
 # Two paths that differ by less are equally fast.
 SAME_SPEED = 1.05
-# Adam's rate rises over the first steps, as recipes have it; gradients are clipped to a norm.
-LEARNING_RATE, WARMUP_STEPS, CLIP_NORM = 5e-4, 50, 1.0
+YARDSTICKS = (COPY, PRODUCT, EXPONENTIALS)
+# Of the time that is left for a case, the share that checking may take before the rest is left out.
+CHECKING = 0.7
 
 
-@dataclass
-class Session:
-    """How things are measured, and what went wrong so far."""
+@dataclass(frozen=True)
+class Checked:
+    """A candidate that is right, with what a row says about it whatever it takes."""
 
-    scale: Scale
-    clock: Clock
-    yardstick: Yardstick
-    quick: bool = False
-    eager: bool = False
-    failures: list[str] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.say = narrator()
-
-    @property
-    def device(self) -> str:
-        """What everything runs on."""
-        return self.scale.device
+    candidate: Candidate
+    run: Run
+    peak_memory_mib: float | None
+    multiply_adds: int | None
+    work: Mapping[str, Work] | None
 
 
-def new_session(scale: Scale, *, quick: bool, eager: bool) -> Session:
-    """Clock and yardstick for the device of `scale`."""
-    if scale.device == "cpu":
-        return Session(scale, host_clock, Yardstick(copy_bytes=2**16, product_side=64), quick, eager)
-    # A convolution at its best is what everything else is compared with.
-    torch.backends.cudnn.benchmark = True
-    return Session(scale, gpu_clock(), Yardstick.sized(scale.device), quick, eager)
+def measured_case(
+    case: Case, session: Session, *, until: float | None = None, write: Callable[[dict[str, Any]], None] | None = None
+) -> dict[str, Any]:
+    """`case` as JSON: rows, what was left out and why, the rates of the machine, and what its targets reached.
 
-
-def measured_case(case: Case, session: Session) -> dict[str, Any]:
-    """`case` as JSON: rows, what was left out and why, the rates of the machine, and what its targets reached."""
+    until: When it must be done, by `time.monotonic`; the session's deadline if not given.
+    write: Given the case as far as it is, after each check and each round.
+    """
+    started, until = time.monotonic(), session.deadline if until is None else until
+    write = write or (lambda row: None)
     left_out: dict[str, str] = {}
-    runs: dict[str, Run] = {}
-    memory: dict[str, float | None] = {}
+    found: dict[str, Checked] = {}
+    head = {"name": case.name, "title": case.title, "yardstick": asdict(session.yardstick)}
+
+    def so_far(samples: Mapping[str, list[float]]) -> dict[str, Any]:
+        others = [{"name": name, "reason": reason} for name, reason in left_out.items()]
+        return head | _timed_rows(case, found, samples, session) | {"checked": list(found), "left_out": others}
+
     for candidate in case.candidates:
         reason = candidate.why_not()
-        if reason is None and session.eager and getattr(candidate, "compiled", False):
-            reason = "left out, since only eager candidates were asked for"
-        if reason is not None:
-            left_out[candidate.name] = reason
-            continue
-        session.say(f"{case.name}: checking {candidate.name}")
-        before = held_bytes(session.device)
-        with noted(left_out, candidate.name):
-            runs[candidate.name] = run = ready(candidate)
-            # A graph keeps memory of its own, which is not counted as in use.
-            graphed = getattr(candidate, "graphed", False)
-            memory[candidate.name] = None if graphed else peak_mib(session.device, run, before)
-        if candidate.name in left_out:
-            runs.pop(candidate.name, None)
-            _blame(session, case, candidate, left_out[candidate.name])
+        if reason is None and time.monotonic() > started + CHECKING * (until - started):
+            reason = NO_TIME
+        if reason is None:
+            session.say(f"{case.name}: checking {candidate.name}")
+            with noted(left_out, candidate.name):
+                found[candidate.name] = _checked(candidate, session)
             _forget(session.device)
-    rounds = QUICK_ROUNDS if session.quick else case.rounds
-    rows, rates, failed = _timed(case, runs, memory, rounds, session)
+            _blame(session, case, candidate, left_out.get(candidate.name))
+        else:
+            left_out[candidate.name] = reason
+        write(so_far({}))
+    rounds = REHEARSAL_ROUNDS if session.rehearsal else case.rounds
+    runs = {name: checked.run for name, checked in found.items()} | session.yard_runs
+    samples, failed = in_turns(
+        runs,
+        session.clock,
+        rounds=rounds if found else 1,
+        say=session.say,
+        until=until,
+        after=lambda samples: write(so_far(samples)),
+    )
+    missing = failed.keys() & set(YARDSTICKS)
+    if missing:
+        raise RuntimeError(f"the machine cannot be measured: {failed[min(missing)]}")
+    left_out |= failed
     for candidate in case.candidates:
-        if candidate.name in failed:
-            _blame(session, case, candidate, failed[candidate.name])
+        _blame(session, case, candidate, failed.get(candidate.name))
     session.say("")
+    row = so_far(samples)
+    write(row)
+    found.clear()
     runs.clear()
+    forget_expected()
     _forget(session.device)
     torch.compiler.reset()
-    return {
-        "name": case.name,
-        "title": case.title,
-        "rounds": rounds,
-        "rates": asdict(rates),
-        "yardstick": asdict(session.yardstick),
-        "candidates": rows,
-        "left_out": [{"name": name, "reason": reason} for name, reason in (left_out | failed).items()],
-        "targets": reached(case, rows),
-    }
+    return row
 
 
-def _blame(session: Session, case: Case, candidate: Candidate, reason: str) -> None:
-    """Note a failure that ends the command with code 1: wrong numbers, whoever's, and whatever stops one of ours."""
+def _checked(candidate: Candidate, session: Session) -> Checked:
+    """`candidate` built and found right.
+
+    Raises:
+        WrongNumbersError: its numbers are wrong.
+    """
+    work = None
+    if isinstance(candidate, GpuLayer):
+        # Before memory is looked at, since it is kept for the others.
+        candidate.expected()
+        work = candidate.work()
+    before = held_bytes(session.device)
+    run = ready(candidate)
+    # A graph keeps memory of its own, which is not counted as in use.
+    graphed = getattr(candidate, "graphed", False)
+    memory = None if graphed else peak_mib(session.device, run, before)
+    return Checked(candidate, run, memory, candidate.multiply_adds(), work)
+
+
+def _blame(session: Session, case: Case, candidate: Candidate, reason: str | None) -> None:
+    """Note what is a failure: wrong numbers, whoever's, and whatever stops one of ours."""
+    if reason is None:
+        return
     plain_pytorch = candidate.name in (REFERENCE, "reference")
     ours = candidate.name.startswith(OURS) or case.name.startswith(AUTO)
     if reason.startswith(WrongNumbersError.__name__) or (ours and not plain_pytorch):
-        session.failures.append(f"{case.name}, {candidate.name}: {reason}")
+        session.blame(f"{case.name}, {candidate.name}: {reason}")
 
 
 def _forget(device: str) -> None:
@@ -127,33 +133,33 @@ def _forget(device: str) -> None:
         torch.cuda.empty_cache()
 
 
-def _timed(
-    case: Case, runs: dict[str, Run], memory: dict[str, float | None], rounds: int, session: Session
-) -> tuple[list[dict[str, Any]], Rates, dict[str, str]]:
-    """Rows of the candidates, what the machine reached between them, and why some have no row."""
-    samples, failed = in_turns(
-        runs | session.yardstick.runs(session.device), session.clock, rounds=rounds, say=session.say
-    )
-    missing = {COPY, PRODUCT} & failed.keys()
-    if missing:
-        raise RuntimeError(f"the machine cannot be measured: {failed[min(missing)]}")
-    rates = session.yardstick.rates({name: summary(samples[name]).median for name in (COPY, PRODUCT)})
-    rows = [
-        _row(candidate, samples[candidate.name], rates) | {"peak_memory_mib": memory[candidate.name]}
-        for candidate in case.candidates
-        if candidate.name in samples
-    ]
+def _timed_rows(
+    case: Case, found: Mapping[str, Checked], samples: Mapping[str, list[float]], session: Session
+) -> dict[str, Any]:
+    """The rates of the machine, the rows of candidates, and what the targets reached, from the turns so far."""
+    if not all(samples.get(name) for name in YARDSTICKS):
+        return {"rounds": 0, "rates": None, "candidates": [], "targets": reached(case, [])}
+    rates = session.rates({name: summary(samples[name]).median for name in YARDSTICKS})
+    timed = [name for name in found if samples.get(name)]
+    rows = [_row(found[name], samples[name], rates) | {"part": session.part} for name in timed]
     for row in rows:
         row["ratio"] = row["seconds"]["median"] / rows[0]["seconds"]["median"]
-    return rows, rates, failed
+    return {
+        "rounds": len(samples[COPY]),
+        "rates": asdict(rates),
+        "candidates": rows,
+        "targets": reached(case, rows),
+    }
 
 
-def _row(candidate: Candidate, samples: Sequence[float], rates: Rates) -> dict[str, Any]:
+def _row(checked: Checked, samples: Sequence[float], rates: Rates) -> dict[str, Any]:
+    candidate, count = checked.candidate, checked.multiply_adds
     seconds = asdict(summary(samples)) | {"lowest": min(samples), "highest": max(samples)}
-    median, count, moved = seconds["median"], candidate.multiply_adds(), moved_bytes(candidate)
+    median = seconds["median"]
     floor = None
-    if count is not None and moved is not None:
-        floor = rates.floor(moved, count)
+    if checked.work is not None:
+        dtype, _ = at_precision(candidate.precision, candidate.device)
+        floor = rates.floor(checked.work, dtype.itemsize)
         floor["share"] = floor["seconds"] / median
     flops = None if count is None else 2 * count / median
     return {
@@ -168,21 +174,52 @@ def _row(candidate: Candidate, samples: Sequence[float], rates: Rates) -> dict[s
         "gflops": None if flops is None else flops / 1e9,
         "share_of_matrix_product": None if flops is None else flops / rates.flops_per_second,
         "floor": floor,
+        "peak_memory_mib": checked.peak_memory_mib,
     }
 
 
-def floor_lines(case: dict[str, Any]) -> list[str]:
-    """The machine's rates and the floor of each candidate, as text."""
+def put_case(session: Session, case: Case) -> Callable[[dict[str, Any]], None]:
+    """Writes `case` into the report, beside the rows that an earlier part measured of other candidates."""
+    order = [candidate.name for candidate in case.candidates]
+    earlier = next((row for row in session.record.rows("cases") if row["name"] == case.name), None)
+
+    def put(row: dict[str, Any]) -> None:
+        if earlier is not None:
+            new = {one["name"] for key in ("candidates", "left_out") for one in row[key]}
+            rows, others = (
+                [one for one in earlier[key] if one["name"] not in new] + row[key] for key in ("candidates", "left_out")
+            )
+            rows.sort(key=lambda one: order.index(one["name"]))
+            row = row | {"candidates": rows, "left_out": others, "targets": reached(case, rows)}
+            row["rates"] = row["rates"] or earlier["rates"]
+        session.record.put("cases", row)
+
+    return put
+
+
+def text_of_case(case: Mapping[str, Any]) -> str:
+    """The case, the machine's rates, and the floor of our first candidate with what binds it."""
+    lines = case_lines(dict(case))
     rates = case["rates"]
-    copy, product = rates["bytes_per_second"] / 1e9, rates["flops_per_second"] / 1e12
-    lines = [f"  measured between them: copy {figures(copy)} GB/s, matrix product {figures(product)} TFLOP/s"]
+    if rates is not None:
+        copy, product = rates["bytes_per_second"] / 1e9, rates["flops_per_second"] / 1e12
+        raised = rates["exponentials_per_second"] / 1e12
+        lines.append(f"  measured between them: copy {figures(copy)} GB/s, matrix product {figures(product)} TFLOP/s,")
+        lines[-1] += f" {figures(raised)} T exponentials/s"
     for row in case["candidates"]:
-        floor = row["floor"]
-        if floor is not None:
-            move, multiply = (figures(1e3 * floor[key]) for key in ("move_seconds", "multiply_seconds"))
-            share = f"{100 * floor['share']:.1f}%"
-            lines.append(f"  floor of {row['name']}: {move} ms to move, {multiply} ms to multiply; {share} reached")
-    return lines
+        if row["floor"] is not None:
+            lines.append(
+                f"  floor of {row['name']}: {floor_text(row['floor'])}; {100 * row['floor']['share']:.1f}% reached"
+            )
+    return "\n".join(lines)
+
+
+def floor_text(floor: Mapping[str, Any]) -> str:
+    """The floor in milliseconds, and what binds each stage."""
+    stages = [
+        f"{name} {figures(1e3 * stage['seconds'])} by {stage['binds']}" for name, stage in floor["stages"].items()
+    ]
+    return f"{figures(1e3 * floor['seconds'])} ms ({', '.join(stages)})"
 
 
 def auto_shape(case: Case, session: Session) -> dict[str, Any]:
@@ -208,40 +245,3 @@ def auto_line(shape: dict[str, Any]) -> str:
     times = ", ".join(f"{name} {figures(1e3 * seconds)} ms" for name, seconds in shape["seconds"].items())
     verdict = "the faster path" if shape["picks_the_faster"] else "NOT the faster path"
     return f"  {shape['title']}: runs {' and '.join(shape['chosen'])}, {verdict}; {times}"
-
-
-def training_steps(model: str, session: Session, steps: int) -> dict[str, Any]:
-    """Train on the bundled photographs in autocast to bfloat16: how many steps had a finite loss and gradient."""
-    scale, device = session.scale, session.device
-    images, labels, names = bundled_images("train")
-    pixels, classes = torch.tensor(images, device=device), torch.tensor(labels, device=device)
-    mean, deviation = pixels.float().div(255).mean(), pixels.float().div(255).std()
-    image_px = scale.image_px(model)
-    torch.manual_seed(SEED)
-    network = parhelion.create_model(model, image_size=image_px, num_classes=len(names))
-    network = network.to(device, memory_format=torch.channels_last).train()
-    optimizer = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, weight_decay=0.05)
-    order = torch.Generator().manual_seed(SEED)
-    losses, finite = torch.zeros(steps, device=device), torch.zeros(steps, dtype=torch.bool, device=device)
-    for step in range(steps):
-        session.say(f"{model}: step {step + 1} of {steps}")
-        some = torch.randint(len(labels), (scale.step_images,), generator=order).to(device)
-        x = pixels[some, None].float().div(255).sub(mean).div(deviation).expand(-1, 3, -1, -1)
-        x = F.interpolate(x, size=(image_px, image_px), mode="bilinear").contiguous(memory_format=torch.channels_last)
-        with torch.autocast(device, dtype=torch.bfloat16):
-            loss = F.cross_entropy(network(x).float(), classes[some])
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(network.parameters(), CLIP_NORM)
-        optimizer.param_groups[0]["lr"] = LEARNING_RATE * min(1.0, (step + 1) / WARMUP_STEPS)
-        optimizer.step()
-        losses[step], finite[step] = loss.detach(), loss.isfinite() & norm.isfinite()
-    session.say("")
-    count = int(finite.sum())
-    if count < steps:
-        session.failures.append(f"{model}: {steps - count} of {steps} training steps have a loss or gradient of NaN")
-    # JSON has no NaN; a loss that is not finite is counted above.
-    ends = {"first": losses[0], "last": losses[-min(steps, 20) :].mean()}
-    shown = {name: float(value) if value.isfinite() else None for name, value in ends.items()}
-    sizes = {"image_px": image_px, "batch": scale.step_images}
-    return {"model": model, "steps": steps, "finite_steps": count, "losses": shown, **sizes}

@@ -7,7 +7,7 @@ from functools import lru_cache, partial
 
 import timm
 import torch
-from gpu_peers import GpuLayer, graphed, why_not_graphed, with_impl
+from gpu_peers import graphed, why_not_graphed, with_impl
 from peers import gsa_pytorch_gsa
 from torch import Tensor, nn
 
@@ -27,20 +27,27 @@ from parhelion.speed.networks import (
     noise,
     settled,
 )
-from parhelion.speed.timing import Candidate, Precision, Run, not_as_exact, not_finite
+from parhelion.speed.timing import Precision, Run, not_as_exact, not_finite
 
 # Weight of each residual branch's last norm. With one, untrained attention multiplies roundings to bfloat16 up until
 # nothing of the logits is left, and no check could tell right from wrong; training starts it at zero.
 BRANCH = 0.05
-# What a step of SGD with momentum moves: weights and momenta are read and written.
-STEP_WEIGHTS = 4
 
 
-def quiet(model: str, image_px: int, change: Callable[[nn.Module], None] = lambda network: None) -> nn.Module:
+def quiet(model: str, image_px: int, change: Callable[[nn.Module], None] | None = None) -> nn.Module:
     """`model` as early in training, in eval mode, the same each time: branches count, but little; see `BRANCH`.
 
     change: Done to the network before its running statistics are those of noise.
     """
+    return copy.deepcopy(_quiet(model, image_px, change or _unchanged))
+
+
+def _unchanged(network: nn.Module) -> None:
+    pass
+
+
+@lru_cache
+def _quiet(model: str, image_px: int, change: Callable[[nn.Module], None]) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
         network = _network(model, image_px)
@@ -64,6 +71,11 @@ class GpuNetwork(Network):
     impl: Implementation | None = None  # of our operations; None: the network's own, which is "auto"
     graphed: bool = False  # replayed as a CUDA graph
 
+    @property
+    def compiles(self) -> bool:
+        """Whether it takes minutes to build."""
+        return self.compiled
+
     def why_not(self) -> str | None:
         """Why this cannot run here."""
         return why_not_graphed(self.graphed, self.device) or super().why_not()
@@ -85,7 +97,7 @@ class GpuNetwork(Network):
             return super().problem(answer)
         logits = answer[0].cpu()
         same = torch.arange(len(logits)) % CHECKED_IMAGES
-        truth = true_logits(self.model, self.image_px)[same]
+        truth = true_logits(self.model, self.image_px, self.device)[same]
         baseline = plain_logits(self.model, self.image_px, self.precision, self.device)[same]
         return not_finite(answer) or not_as_exact(logits, baseline, truth, slack=NETWORK_SLACK)
 
@@ -129,11 +141,11 @@ def with_gsa_pytorch(network: nn.Module) -> None:
 
 
 @lru_cache
-def true_logits(model: str, image_px: int) -> Tensor:
+def true_logits(model: str, image_px: int, device: str) -> Tensor:
     """Logits of the first images in float64."""
-    network = reference(quiet(model, image_px)).double()
+    network = reference(quiet(model, image_px)).to(device, torch.float64)
     with torch.inference_mode():
-        return network(noise(CHECKED_IMAGES, image_px).double())
+        return network(noise(CHECKED_IMAGES, image_px).to(device, torch.float64)).cpu()
 
 
 @lru_cache
@@ -143,27 +155,6 @@ def plain_logits(model: str, image_px: int, precision: Precision, device: str) -
     network = reference(quiet(model, image_px)).to(device, dtype)
     with torch.inference_mode(), context():
         return network(noise(CHECKED_IMAGES, image_px).to(device, dtype)).cpu()
-
-
-def moved_bytes(candidate: Candidate) -> int | None:
-    """What a call must move: inputs read once, outputs written once; None where nobody can say."""
-    if isinstance(candidate, GpuLayer):
-        return candidate.moved_bytes()
-    if not isinstance(candidate, GpuNetwork):
-        return None
-    dtype, _ = at_precision(candidate.precision, candidate.device)
-    weights, classes = _weights(candidate.model, candidate.image_px)
-    images = candidate.batch * 3 * candidate.image_px**2
-    others = STEP_WEIGHTS * weights if candidate.train else weights + candidate.batch * classes
-    return (images + others) * dtype.itemsize
-
-
-@lru_cache
-def _weights(model: str, image_px: int) -> tuple[int, int]:
-    """Numbers in the weights of a network, and its classes."""
-    with torch.device("meta"):
-        network = _network(model, image_px)
-    return sum(weight.numel() for weight in network.parameters()), network.num_classes
 
 
 @lru_cache

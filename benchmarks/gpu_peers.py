@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from importlib import import_module
 from typing import Any, cast
@@ -11,9 +11,9 @@ from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
+from gpu_floor import Work, layer_work
 from peers import LAYER_SLACK, Layer, _masks_of_gsa_pytorch_in_float64
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 import parhelion
 from parhelion.layers.heads import apart, together
@@ -150,6 +150,13 @@ class GpuLayer(Layer):
     device: str = "cuda"
     impl: Implementation | None = None  # of our operations; None: the layer's own, which is "auto"
     graphed: bool = False  # replayed as a CUDA graph
+    partly_compiled: bool = False  # it compiles something of itself
+    exact: Callable[[], nn.Module] | None = None  # the layer that it must agree with; None: itself in plain PyTorch
+
+    @property
+    def compiles(self) -> bool:
+        """Whether it takes minutes to build."""
+        return self.compiled or self.partly_compiled
 
     def why_not(self) -> str | None:
         """Why this cannot run here."""
@@ -159,11 +166,17 @@ class GpuLayer(Layer):
         """The layer with the same weights each time, on the CPU in float32."""
         return with_impl(super().layer(), self.impl)
 
+    def features(self) -> Tensor:
+        """The map that enters, made on the device, where that takes no time."""
+        generator = torch.Generator(self.device).manual_seed(SEED)
+        sizes = (self.batch, self.channels, self.side, self.side)
+        return torch.randn(sizes, generator=generator, device=self.device).contiguous(memory_format=self._layout)
+
     def _ready(self) -> tuple[nn.Module, Tensor, Any]:
         """Layer and map on the device at the precision of the candidate, and the context to call it in."""
         dtype, context = at_precision(self.precision, self.device)
         layer = self.layer().to(self.device, dtype, memory_format=self._layout)  # type: ignore[call-overload]
-        return layer, self.features().to(self.device, dtype), context
+        return layer, self.features().to(dtype), context
 
     def build(self) -> Run:
         """The output per call; with `backward` the output, the gradient of the map, and those of the weights."""
@@ -175,18 +188,28 @@ class GpuLayer(Layer):
     def problem(self, answer: Sequence[Tensor]) -> str | None:
         """Not finite, or less exact than plain PyTorch; each output and gradient against float64."""
         wrong = not_finite(answer)
-        if wrong is not None:
-            return wrong
+        if wrong is None:
+            for parts in zip(answer, *self.expected(), strict=True):
+                wrong = wrong or not_as_exact(*parts, slack=LAYER_SLACK)
+        return wrong
+
+    def expected(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Outputs and gradients by plain PyTorch at this precision, and in float64; once for those that share them."""
+        make = self.exact or self.make
+        sizes = (self.channels, self.side, self.batch, self.precision, self.backward, self.device)
+        if (make, sizes) not in _EXPECTED:
+            _EXPECTED[make, sizes] = replace(self, make=make, channels_last=True)._expected()
+        return _EXPECTED[make, sizes]
+
+    def _expected(self) -> tuple[list[Tensor], list[Tensor]]:
         layer, x, context = self._ready()
         layer = reference(layer)
-        upstream = upstream_of(answer[0])
         twin = copy.deepcopy(layer)
+        with torch.no_grad(), context():
+            upstream = upstream_of(layer(x))
         baseline = calls(twin, _weights(twin), x, context=context, upstream=upstream, backward=self.backward)()
         with _masks_of_gsa_pytorch_in_float64():
-            truth = self._truth(layer.double(), x.double(), upstream.double())
-        for parts in zip(answer, baseline, truth, strict=True):
-            wrong = wrong or not_as_exact(*parts, slack=LAYER_SLACK)
-        return wrong
+            return list(baseline), self._truth(layer.double(), x.double(), upstream.double())
 
     def _truth(self, layer: nn.Module, x: Tensor, upstream: Tensor) -> list[Tensor]:
         """Some images at a time, where no batch statistics connect them; gradients of weights are sums over images."""
@@ -200,21 +223,22 @@ class GpuLayer(Layer):
 
     def multiply_adds(self) -> int:
         """Counted on plain PyTorch; a backward pass counts twice its forward pass."""
-        return self._counted()[0] * (TRAINING_COST if self.backward else 1)
+        forward = sum(int(stage.multiply_adds) for stage in replace(self, backward=False).work().values())
+        return TRAINING_COST * forward if self.backward else forward
 
-    def moved_bytes(self) -> int:
-        """Map, weights and output, each once; with `backward` the gradients of all three besides."""
-        dtype, _ = at_precision(self.precision, self.device)
-        numbers = self.batch * self.channels * self.side**2 + sum(self._counted()[1:])
-        return numbers * dtype.itemsize * (2 if self.backward else 1)
-
-    def _counted(self) -> tuple[int, int, int]:
-        """Multiply-adds forward, numbers of the output, numbers of the weights."""
+    def work(self) -> dict[str, Work]:
+        """What each stage must do, counted on plain PyTorch."""
         layer = reference(self.layer().eval()).to("meta")
-        counter = FlopCounterMode(display=False)
-        with torch.no_grad(), counter:
-            out = layer(torch.empty(self.batch, self.channels, self.side, self.side, device="meta"))
-        return counter.get_total_flops() // 2, out.numel(), sum(weight.numel() for weight in layer.parameters())
+        return layer_work(layer, (self.batch, self.channels, self.side, self.side), backward=self.backward)
+
+
+# What a case's candidates must give, with whose layer at which sizes; large, so dropped after each case.
+_EXPECTED: dict[tuple[Callable[[], nn.Module], tuple[Any, ...]], tuple[list[Tensor], list[Tensor]]] = {}
+
+
+def forget_expected() -> None:
+    """Drop what `GpuLayer.expected` keeps."""
+    _EXPECTED.clear()
 
 
 def _weights(layer: nn.Module) -> list[Tensor]:
@@ -257,8 +281,8 @@ def calls(
 
 def upstream_of(out: Tensor) -> Tensor:
     """The gradient that comes from above: the same numbers for every output of a shape and dtype."""
-    gradient = torch.randn(out.shape, generator=torch.Generator().manual_seed(SEED + 1))
-    return torch.empty_like(out).copy_(gradient)
+    generator = torch.Generator(out.device).manual_seed(SEED + 1)
+    return torch.empty_like(out).copy_(torch.randn(out.shape, generator=generator, device=out.device))
 
 
 def graphed(run: Run) -> Run:

@@ -1,8 +1,4 @@
-"""Time by the GPU's own clock, what the machine can move and multiply, and the floor that both set.
-
-The floor of a job is the longer of two times: to move its inputs and outputs once at the measured copy bandwidth, and
-to multiply-add at the measured rate of a large matrix product.
-"""
+"""Time by the GPU's own clock, and measure what the machine can move, multiply, and take exponentials of."""
 
 import math
 import statistics
@@ -14,14 +10,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from gpu_floor import Rates
+from gpu_process import sentence
 
 from parhelion.files.progress import span
+from parhelion.ops import gpu
 from parhelion.speed.products import Run, matrix_product, product_run, seconds_per_call
 
 # Seconds of each of so many calls.
 Clock = Callable[[Run, int], list[float]]
 
-COPY, PRODUCT = "copy", "matrix product"
+COPY, PRODUCT, EXPONENTIALS = "copy", "matrix product", "exponentials"
 # A turn lasts about this long, within these numbers of calls.
 TURN_SECONDS, MOST_CALLS = 0.1, 20
 WARMUP_CALLS = 3
@@ -30,15 +29,23 @@ FIRST_COPY, LAST_COPY, COPY_SECONDS = 2**20, 2**30, 0.5e-3
 # What is written between two calls, in sizes of the cache: nothing of the call before stays in it, and the GPU is
 # busy for so long that the next call is waiting when it is done.
 FLUSHED_CACHES = 4
+# Exponentials are taken of numbers that stay in registers, each so many times.
+RAISED_NUMBERS, RAISED_TIMES = 2**22, 256
+# What a multiprocessor of compute capability 8.0 to 9.0 can take in a clock: the manual's number, for comparison.
+RAISED_IN_A_CLOCK = 16
+# Errors after which a process can do nothing more on its GPU.
+STICKY = ("illegal", "misaligned address", "launch failure", "launch timed out", "device-side assert")
 NVIDIA_SMI = ("driver_version", "clocks.max.sm", "clocks.sm", "clocks.max.mem", "power.limit", "ecc.mode.current")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Yardstick:
-    """How large the copy and the matrix product are that the machine is measured with."""
+    """How large the jobs are that the machine is measured with."""
 
     copy_bytes: int
     product_side: int
+    raised_numbers: int = RAISED_NUMBERS
+    raised_times: int = RAISED_TIMES
 
     @classmethod
     def sized(cls, device: str) -> "Yardstick":
@@ -49,15 +56,19 @@ class Yardstick:
         return cls(copy_bytes=size, product_side=matrix_product(torch.bfloat16, device).side)
 
     def runs(self, device: str) -> dict[str, Run]:
-        """Both, as candidates."""
-        product = product_run(self.product_side, torch.bfloat16, device)
-        return {COPY: _copy(self.copy_bytes, device), PRODUCT: product}
+        """The three, as candidates."""
+        return {
+            COPY: _copy(self.copy_bytes, device),
+            PRODUCT: product_run(self.product_side, torch.bfloat16, device),
+            EXPONENTIALS: _exponentials(self.raised_numbers, self.raised_times, device),
+        }
 
-    def rates(self, seconds: Mapping[str, float]) -> "Rates":
-        """What both reached. A copy reads and writes every byte."""
+    def rates(self, seconds: Mapping[str, float]) -> Rates:
+        """What they reached. A copy reads and writes every byte."""
         return Rates(
             bytes_per_second=2 * self.copy_bytes / seconds[COPY],
             flops_per_second=2 * self.product_side**3 / seconds[PRODUCT],
+            exponentials_per_second=self.raised_numbers * self.raised_times / seconds[EXPONENTIALS],
         )
 
 
@@ -68,23 +79,23 @@ def _copy(size: int, device: str) -> Run:
     return lambda: (target.copy_(source),)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Rates:
-    """What the machine was measured to move and to compute; a multiply-add is two FLOPs."""
+def _exponentials(numbers: int, times: int, device: str) -> Run:
+    """Exponentials of so many numbers, of each so many times; by PyTorch where Triton's kernels cannot run."""
+    source = torch.rand(numbers, device=device)
+    target = torch.empty_like(source)
 
-    bytes_per_second: float
-    flops_per_second: float
+    def raised() -> tuple[torch.Tensor]:
+        if device == "cpu" and not gpu.interpreted():
+            target.copy_(source)
+            for _ in range(times):
+                torch.exp2(target.neg_(), out=target)
+        else:
+            from gpu_exponentials import exponentials
 
-    def floor(self, moved_bytes: int, multiply_adds: int) -> dict[str, float]:
-        """The two numbers of a job and the longer of both, in seconds, with what they are made from."""
-        move, multiply = moved_bytes / self.bytes_per_second, 2 * multiply_adds / self.flops_per_second
-        return {
-            "bytes": moved_bytes,
-            "multiply_adds": multiply_adds,
-            "move_seconds": move,
-            "multiply_seconds": multiply,
-            "seconds": max(move, multiply),
-        }
+            exponentials(source, target, times)
+        return (target,)
+
+    return raised
 
 
 def gpu_clock() -> Clock:
@@ -117,11 +128,20 @@ def host_clock(run: Run, calls: int) -> list[float]:
 
 
 def in_turns(
-    runs: Mapping[str, Run], clock: Clock, *, rounds: int, say: Callable[[str], None]
+    runs: Mapping[str, Run],
+    clock: Clock,
+    *,
+    rounds: int,
+    say: Callable[[str], None],
+    until: float = math.inf,
+    after: Callable[[Mapping[str, list[float]]], None] = lambda samples: None,
 ) -> tuple[dict[str, list[float]], dict[str, str]]:
     """Seconds per call, the median of each turn; and why some of `runs` have none.
 
     All take turns, a different one first each round. One that fails drops out, with all its turns.
+
+    until: When no further round is begun, by `time.monotonic`; one is made in any case.
+    after: Given all turns so far, after each round.
     """
     calls, failed = dict[str, int](), dict[str, str]()
     for name, run in runs.items():
@@ -129,34 +149,34 @@ def in_turns(
             clock(run, WARMUP_CALLS)
             calls[name] = min(MOST_CALLS, max(1, math.ceil(TURN_SECONDS / max(1e-9, min(clock(run, 2))))))
     names, samples = list(calls), {name: list[float]() for name in calls}
-    started = time.monotonic()
+    started, took = time.monotonic(), 0.0
     for index in range(rounds):
-        left = (time.monotonic() - started) / max(1, index) * (rounds - index)
-        say(f"timing, round {index + 1} of {rounds}" + (f", {span(left)} left" if index else ""))
+        if index and time.monotonic() + took > until:
+            break
+        say(f"timing, round {index + 1} of {rounds}" + (f", {span(took * (rounds - index))} left" if index else ""))
         first = index % max(1, len(names))
         for name in names[first:] + names[:first]:
             if name not in failed:
                 with noted(failed, name):
                     samples[name].append(statistics.median(clock(runs[name], calls[name])))
+        took = (time.monotonic() - started) / (index + 1)
+        after({name: turns for name, turns in samples.items() if name not in failed})
     return {name: turns for name, turns in samples.items() if name not in failed}, failed
 
 
 @contextmanager
 def noted(failed: dict[str, str], name: str) -> Iterator[None]:
-    """Keep why the block failed under `name` and go on: one candidate must not end hours of measuring."""
+    """Keep why the block failed under `name` and go on: one candidate must not end all measuring.
+
+    What spoils the process for every candidate is raised again.
+    """
     try:
         yield
     except Exception as error:
         # The sentence alone; the traceback would keep every tensor of the failed call alive.
         failed[name] = sentence(error)
-
-
-def sentence(error: Exception) -> str:
-    """What went wrong, in one line."""
-    if isinstance(error, torch.OutOfMemoryError):
-        return "it runs out of GPU memory"
-    lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0]}" if lines[0] else type(error).__name__
+        if any(sign in str(error) for sign in STICKY):
+            raise
 
 
 def gpu_facts() -> dict[str, Any]:
@@ -168,6 +188,7 @@ def gpu_facts() -> dict[str, Any]:
         "multiprocessors": properties.multi_processor_count,
         "memory_gib": round(properties.total_memory / 2**30, 1),
         "cache_mib": round(properties.L2_cache_size / 2**20, 1),
+        "exponentials_in_a_clock": RAISED_IN_A_CLOCK * properties.multi_processor_count,
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(),
     }

@@ -1,22 +1,23 @@
-"""The benchmark of GPUs, as far as a machine without one can tell: what it asks, refuses, checks and writes down."""
+"""The benchmark of GPUs, as far as a machine without one can tell: what it asks, checks and counts."""
 
-import json
+import time
 from dataclasses import replace
 
-import gpu
 import gpu_timing
 import pytest
 import torch
-from cases import CONVOLUTION, OURS, Case
+from cases import CONVOLUTION, OURS
 from cpu import reached
-from gpu_cases import COMPILED, FLEX, FULL, LAYER_PEERS, NOT_MEASURED, SDPA, TINY, cases, choices, markdown
-from gpu_measure import Session, auto_shape, measured_case, training_steps
+from gpu_cases import COMPILED, FLEX, FULL, HALO_LAYERS, SDPA, TINY, cases, choices
+from gpu_floor import ATTENTION, PROJECTIONS, Rates, Work
+from gpu_measure import auto_shape, measured_case, put_case
 from gpu_networks import GpuNetwork, operators
-from gpu_peers import GpuLayer, by_flex, by_sdpa, choices_noted
-from gpu_timing import Rates, Yardstick, host_clock, in_turns
-from table import between_markers
+from gpu_parts import HALO_64, LAYERS, NETWORKS
+from gpu_peers import GpuLayer, by_flex, by_sdpa, choices_noted, forget_expected
+from gpu_record import Record
+from gpu_session import TINY_YARDSTICK, new_session
+from gpu_timing import Yardstick, host_clock, in_turns
 
-from parhelion.cli import exit_code
 from parhelion.ops import halo_attention
 from parhelion.speed import products
 
@@ -33,12 +34,11 @@ PROMISED = {
 }
 BY_NAME = {case.name: case for case in cases(FULL)}
 TINY_BY_NAME = {case.name: case for case in cases(TINY)}
-DRY = ("--device", "cpu", "--quick", "--eager", "--skip-tests")
 
 
 @pytest.fixture
-def session():
-    return Session(TINY, host_clock, Yardstick(copy_bytes=1024, product_side=16), quick=True, eager=True)
+def session(tmp_path):
+    return new_session(tmp_path / "gpu.json", seconds=600, rehearsal=True, part="test")
 
 
 def row(name, seconds, share=None, memory=None):
@@ -65,8 +65,12 @@ def test_every_target_on_a_gpu_names_candidates_of_its_case(case):
         assert {*target.ours, *getattr(target, "over", ())} <= set(names)
 
 
-def test_a_dry_run_has_the_same_parts_as_a_run():
-    assert gpu.part_names(cases(TINY)) == gpu.part_names(cases(FULL))
+def test_a_rehearsal_has_the_same_cases_as_a_run():
+    assert TINY_BY_NAME.keys() == BY_NAME.keys()
+
+
+def test_every_case_is_measured_by_one_part():
+    assert sorted((*HALO_64, *LAYERS, *NETWORKS)) == sorted(BY_NAME)
 
 
 def test_the_fastest_of_ours_meets_the_fastest_of_the_others():
@@ -86,18 +90,52 @@ def test_a_target_without_its_candidates_is_not_reached():
     assert (speed["reached"], memory["reached"]) == (None, None)
 
 
-def test_the_floor_is_the_longer_of_two_times():
-    rates = Rates(bytes_per_second=100, flops_per_second=1000)
-    moving, computing = rates.floor(400, 500), rates.floor(100, 4000)
-    assert (moving["move_seconds"], moving["multiply_seconds"], moving["seconds"]) == (4, 1, 4)
-    assert (computing["move_seconds"], computing["multiply_seconds"], computing["seconds"]) == (1, 8, 8)
+def test_the_longest_of_three_times_binds_a_stage_and_stages_add_up():
+    rates = Rates(bytes_per_second=100, flops_per_second=1000, exponentials_per_second=10)
+    stages = {
+        "moves": Work(numbers=200, multiply_adds=500),
+        "multiplies": Work(numbers=50, multiply_adds=4000),
+        "raises": Work(numbers=50, multiply_adds=500, exponentials=30),
+    }
+    floor = rates.floor(stages, 2)
+    found = {name: (stage["binds"], stage["seconds"]) for name, stage in floor["stages"].items()}
+    assert found == {"moves": ("moving", 4), "multiplies": ("products", 8), "raises": ("exponentials", 3)}
+    assert floor["seconds"] == 15
 
 
-def test_a_layer_moves_its_map_its_weights_and_its_output_once():
+def test_the_work_of_a_halo_layer_is_that_of_its_sizes():
+    """Counted by hand: 5 maps through the projections, 4 through the attention, 196 keys to a query."""
+    channels, side, heads = HALO_LAYERS[0]
+    layer = BY_NAME["halo-layer-64"].candidates[0]
+    work, pixels = layer.work(), layer.batch * side**2
+    map_numbers, tables, projections = pixels * channels, 2 * 21 * 8, 3 * channels**2
+    assert work[PROJECTIONS].numbers == 5 * map_numbers + projections
+    assert work[PROJECTIONS].multiply_adds == 3 * map_numbers * channels
+    assert work[ATTENTION].numbers == 4 * map_numbers + tables
+    assert work[ATTENTION].exponentials == pixels * heads * 196
+    relative = pixels * channels // 2 * (14 + 14)
+    assert work[ATTENTION].multiply_adds == 2 * pixels * channels * 196 + relative
+    both = replace(layer, backward=True).work()
+    assert both[ATTENTION].exponentials == 2 * work[ATTENTION].exponentials
+    assert both[ATTENTION].multiply_adds == 3.5 * work[ATTENTION].multiply_adds
+    assert both[PROJECTIONS].multiply_adds == 3 * work[PROJECTIONS].multiply_adds
+
+
+def test_the_floor_of_the_first_layer_at_the_rates_of_an_h100():
+    """3.0 TB/s, 790 TFLOP/s, 16 exponentials a clock of 132 multiprocessors at 1.755 GHz."""
+    rates = Rates(bytes_per_second=3e12, flops_per_second=790e12, exponentials_per_second=16 * 132 * 1.755e9)
+    floor = rates.floor(BY_NAME["halo-layer-64"].candidates[0].work(), 2)
+    assert floor["seconds"] == pytest.approx(223e-6, rel=0.01)
+    assert floor["stages"][PROJECTIONS]["binds"] == "moving"
+    assert floor["stages"][ATTENTION]["binds"] == "exponentials"
+
+
+def test_a_convolution_alone_is_one_stage():
     layer = GpuLayer(name="", make=lambda: torch.nn.Conv2d(3, 3, 1, bias=False), channels=3, side=5, batch=2)
-    assert layer.moved_bytes() == 2 * (150 + 9 + 150)
-    assert replace(layer, backward=True).moved_bytes() == 4 * (150 + 9 + 150)
-    assert layer.multiply_adds() == 2 * 25 * 9
+    assert layer.work() == {PROJECTIONS: Work(numbers=150 + 9 + 150, multiply_adds=2 * 25 * 9)}
+    both = replace(layer, backward=True)
+    assert both.work() == {PROJECTIONS: Work(numbers=5 * 150 + 3 * 9, multiply_adds=3 * 2 * 25 * 9)}
+    assert (layer.multiply_adds(), both.multiply_adds()) == (2 * 25 * 9, 3 * 2 * 25 * 9)
 
 
 # Numbers
@@ -115,11 +153,22 @@ def test_peers_attend_as_the_reference_does(attend):
 @pytest.mark.parametrize("name", ["halo-layer-64", "halo-layer-64-backward", "halo-operation-64", "gsa-layer-64"])
 def test_layers_in_bfloat16_agree_with_float64_and_a_wrong_one_is_found_out(name):
     for layer in TINY_BY_NAME[name].candidates:
-        if layer.why_not() is None and not layer.compiled and not (layer.name == FLEX and layer.backward):
+        if layer.why_not() is None and not layer.compiles:
             answer = list(layer.build()())
             assert layer.problem(answer) is None, layer.name
             answer[-1] = answer[-1] * 1.2
             assert "errs by" in layer.problem(answer)
+
+
+def test_peers_are_held_to_the_truth_of_our_layer_which_is_computed_once(monkeypatch):
+    forget_expected()
+    computed = []
+    truth = GpuLayer._truth
+    monkeypatch.setattr(GpuLayer, "_truth", lambda self, *args: computed.append(self.name) or truth(self, *args))
+    for layer in TINY_BY_NAME["halo-layer-64"].candidates:
+        if layer.name in (OURS, COMPILED, SDPA, FLEX):
+            layer.expected()
+    assert computed == [OURS]
 
 
 def test_true_gradients_of_chunks_are_those_of_the_batch():
@@ -157,9 +206,9 @@ def test_a_candidate_that_fails_is_left_out_with_its_reason(session):
     measured = measured_case(replace(case, candidates=(ours, broken, convolution), rounds=1), session)
     assert [row["name"] for row in measured["candidates"]] == [OURS, CONVOLUTION]
     assert measured["left_out"] == [{"name": "broken", "reason": "it runs out of GPU memory"}]
-    assert not session.failures
+    assert not session.record.rows("failures")
     measured_case(replace(case, candidates=(replace(broken, name=OURS),), rounds=1), session)
-    assert session.failures == [f"halo-layer-64, {OURS}: it runs out of GPU memory"]
+    assert session.record.rows("failures") == [f"halo-layer-64, {OURS}: it runs out of GPU memory"]
 
 
 def test_a_candidate_with_wrong_numbers_is_not_timed(session, monkeypatch):
@@ -168,7 +217,7 @@ def test_a_candidate_with_wrong_numbers_is_not_timed(session, monkeypatch):
     chosen = tuple(one for one in case.candidates if one.name in (OURS, SDPA))
     measured = measured_case(replace(case, candidates=chosen, rounds=1), session)
     assert [row["name"] for row in measured["candidates"]] == [OURS]
-    (failure,) = session.failures
+    (failure,) = session.record.rows("failures")
     assert SDPA in failure
 
 
@@ -208,126 +257,50 @@ def test_auto_is_tried_on_every_shape_within_our_networks():
         assert any(model in title for title in titles)
 
 
-def test_a_step_that_is_not_finite_is_counted(session, monkeypatch):
-    halves = iter([1.0, float("nan"), 1.0])
-    cross_entropy = torch.nn.functional.cross_entropy
-    monkeypatch.setattr(torch.nn.functional, "cross_entropy", lambda *args: cross_entropy(*args) * next(halves))
-    monkeypatch.setattr("parhelion.create_model", lambda name, **_: torch.nn.Sequential(*pooled()))
-    run = training_steps("halonet_h1", session, 3)
-    assert run["finite_steps"] == 1
-    assert "2 of 3" in session.failures[0]
-    json.dumps(run, allow_nan=False)
+def test_no_round_begins_that_would_end_too_late():
+    samples, failed = in_turns(
+        {"one": lambda: ()}, host_clock, rounds=50, say=lambda text: None, until=time.monotonic()
+    )
+    assert not failed
+    assert len(samples["one"]) == 1
 
 
-def pooled():
-    return torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(3, 10)
+def test_an_error_that_spoils_the_gpu_ends_the_part():
+    def spoils():
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        in_turns({"spoils": spoils, "well": lambda: ()}, host_clock, rounds=1, say=lambda text: None)
 
 
-# The command
+def test_a_case_is_written_after_every_check_and_every_round(session):
+    case = TINY_BY_NAME["halo-layer-64"]
+    few = replace(case, candidates=tuple(one for one in case.candidates if one.name in (OURS, SDPA, CONVOLUTION)))
+    written = []
+    measured_case(few, session, write=written.append)
+    checked = [row["checked"] for row in written]
+    assert checked[:3] == [[OURS], [OURS, SDPA], [OURS, SDPA, CONVOLUTION]]
+    rounds = [row["rounds"] for row in written]
+    assert rounds == [0, 0, 0, 1, 2, 2]
 
 
-def test_a_gpu_is_asked_for_in_one_sentence(monkeypatch, capsys):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert exit_code(lambda: gpu.main([])) == 2
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1
-    assert "needs an NVIDIA GPU" in said
+def test_without_time_left_candidates_are_left_out(session):
+    case = TINY_BY_NAME["halo-layer-64"]
+    measured = measured_case(case, session, until=time.monotonic() - 1)
+    assert not measured["candidates"]
+    assert {one["reason"] for one in measured["left_out"]} <= {"there was no time for it", "CUDA graphs want a GPU"}
+    assert not session.record.rows("failures")
 
 
-@pytest.mark.parametrize(
-    ("arguments", "says"),
-    [
-        (["--device", "cpu"], "wants --quick"),
-        ([*DRY, "--out", str(gpu.RESULTS / "gpu")], "a dry run is no result"),
-        ([*DRY, "--only", "nothing"], "halo-layer-64"),
-        ([*DRY, "--steps", "0"], "at least 1"),
-        ([*DRY, "--add"], "wants --out"),
-    ],
-)
-def test_what_cannot_be_measured_is_refused(arguments, says, capsys):
-    assert exit_code(lambda: gpu.main(arguments)) == 2
-    assert says in capsys.readouterr().err
-
-
-def test_nothing_is_timed_where_tests_fail(monkeypatch, capsys):
-    monkeypatch.setattr(gpu, "TESTS", ("-c", "raise SystemExit(3)"))
-    monkeypatch.setattr(gpu, "measure_all", lambda *_, **__: pytest.fail("something was timed"))
-    assert gpu.main(["--device", "cpu", "--quick", "--only", "halo-layer-64"]) == 1
-    assert "ends with code 3" in capsys.readouterr().err
-
-
-def test_nothing_is_timed_where_a_kernel_does_not_build(monkeypatch, capsys):
-    def broken(layer):
-        raise RuntimeError("no compiler")
-
-    monkeypatch.setattr(GpuLayer, "build", broken)
-    assert gpu.main([*DRY, "--only", "halo-layer-64"]) == 1
-    assert "the kernels do not build: halo-layer-64: RuntimeError: no compiler" in capsys.readouterr().err
-
-
-def test_a_dry_run_writes_a_whole_report(tmp_path, capsys):
-    arguments = [*DRY, "--steps", "1", "--out", str(tmp_path / "dry"), "--add"]
-    for part in ("gsa-layer-64", "halo-layer-64", "steps-gsa*"):
-        assert gpu.main([*arguments, "--only", part]) == 0
-    report = json.loads((tmp_path / "dry.json").read_text())
-    assert report["dry_run"]
-    assert "no result" in report["title"]
-    assert [case["name"] for case in report["cases"]] == ["halo-layer-64", "gsa-layer-64"]
-    halo, _ = report["cases"]
-    names = [row["name"] for row in halo["candidates"]]
-    assert {OURS, SDPA, FLEX, CONVOLUTION, *LAYER_PEERS[:2]} == set(names)
-    assert {one["name"] for one in halo["left_out"]} == {one.name for one in BY_NAME["halo-layer-64"].candidates} - {
-        *names
-    }
-    first = halo["candidates"][0]
-    assert first["seconds"]["lowest"] <= first["seconds"]["median"] <= first["seconds"]["highest"]
-    assert first["floor"]["share"] == pytest.approx(first["floor"]["seconds"] / first["seconds"]["median"])
-    assert report["steps"][0]["finite_steps"] == 1
-    assert (tmp_path / "dry.png").stat().st_size > 0
-    assert "share of the floor" in capsys.readouterr().out
-
-
-def test_a_report_of_another_machine_is_not_added_to(tmp_path, session, capsys):
-    report = gpu.new_report(session)
-    (tmp_path / "dry.json").write_text(json.dumps(report | {"versions": {"torch": "1.0"}}))
-    assert exit_code(lambda: gpu.main([*DRY, "--out", str(tmp_path / "dry"), "--add"])) == 2
-    assert "was measured with another versions" in capsys.readouterr().err
-
-
-# The table
-
-
-def test_a_table_without_a_report_says_not_measured(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(gpu, "RESULTS", gpu.ROOT / "benchmarks" / "nowhere")
-    monkeypatch.setattr(gpu, "README", tmp_path / "README.md")
-    gpu.README.write_text("above\n<!-- gpu -->\nold\n<!-- /gpu -->\nbelow\n")
-    assert gpu.main(["--table"]) == 0
-    printed = capsys.readouterr().out.strip()
-    assert gpu.README.read_text() == f"above\n<!-- gpu -->\n\n{printed}\n\n<!-- /gpu -->\nbelow\n"
-    lines = printed.splitlines()[2:]
-    assert len(lines) == sum(map(len, PROMISED.values())) + 3
-    assert all(line.endswith(f"| {NOT_MEASURED} |") for line in lines)
-
-
-def test_the_readme_shows_the_report():
-    text = gpu.README.read_text(encoding="utf-8")
-    assert between_markers(text, gpu.table(gpu.RESULTS / "gpu.json"), "gpu") == text
-
-
-def test_a_table_shows_what_was_measured_and_what_was_not(session):
-    tiny = TINY_BY_NAME["halo-layer-64"]
-    few = tuple(one for one in tiny.candidates if one.name in (OURS, COMPILED, SDPA))
-    measured = measured_case(Case(**{**vars(tiny), "candidates": few}), session)
-    shapes = [{"picks_the_faster": True}, {"picks_the_faster": False}]
-    report = gpu.new_report(session) | {"cases": [measured], "auto": shapes}
-    report["steps"] = [{"model": "halonet_h1", "steps": 7, "finite_steps": 7}]
-    table = markdown(report, "benchmarks/results/gpu.json")
-    lines = table.splitlines()
-    assert "| **7 of 7** |" in table
-    assert "| 1 of 2 |" in table
-    assert sum(NOT_MEASURED in line for line in lines) == sum(map(len, PROMISED.values())) - 2 + 1
-    assert any(line.startswith(f"|  | {SDPA} |") and "%" in line for line in lines)
-    assert any(COMPILED in line and "only eager candidates" in line for line in lines)
+def test_rows_of_two_parts_stand_in_one_case(session):
+    case = TINY_BY_NAME["halo-layer-64"]
+    for names in ((OURS, SDPA), (OURS, CONVOLUTION)):
+        few = replace(case, candidates=tuple(one for one in case.candidates if one.name in names))
+        measured_case(few, session, write=put_case(session, case))
+    (row,) = Record(session.record.path).rows("cases")
+    assert [one["name"] for one in row["candidates"]] == [OURS, SDPA, CONVOLUTION]
+    _, speed = row["targets"]
+    assert speed["reached"] > 0
 
 
 def test_the_yardstick_is_sized_by_measured_time(monkeypatch):
@@ -336,6 +309,14 @@ def test_the_yardstick_is_sized_by_measured_time(monkeypatch):
     yardstick = Yardstick.sized("cpu")
     assert yardstick.copy_bytes == 2**23  # the first that takes half a millisecond at 10 GB/s
     assert yardstick.product_side == 64
-    copied, product = (run()[0] for run in yardstick.runs("cpu").values())
-    assert copied.numel() == 2**23
-    assert product.shape == (64, 64)
+
+
+def test_the_yardstick_does_what_its_rates_count():
+    copied, product, raised = (run()[0] for run in TINY_YARDSTICK.runs("cpu").values())
+    assert copied.numel() == TINY_YARDSTICK.copy_bytes
+    assert product.shape == (TINY_YARDSTICK.product_side,) * 2
+    assert raised.numel() == TINY_YARDSTICK.raised_numbers
+    rates = TINY_YARDSTICK.rates({"copy": 2.0, "matrix product": 4.0, "exponentials": 8.0})
+    assert rates.bytes_per_second == TINY_YARDSTICK.copy_bytes
+    assert rates.flops_per_second == TINY_YARDSTICK.product_side**3 / 2
+    assert rates.exponentials_per_second == raised.numel() * TINY_YARDSTICK.raised_times / 8
