@@ -7,13 +7,13 @@ import sys
 import pytest
 from runs.colour_folders import colour_folders
 
+from parhelion.classification import scores
 from parhelion.cli import main
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_ctrl_c_is_one_sentence_and_130(capsys, monkeypatch, tmp_path):
-
     def interrupted(*arguments):
         raise KeyboardInterrupt
 

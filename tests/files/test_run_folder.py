@@ -3,6 +3,7 @@ import json
 import pytest
 
 from parhelion.errors import UserError
+from parhelion.files import run_folder
 from parhelion.files.environment import environment
 from parhelion.files.run_folder import RunRecord, check_out
 
