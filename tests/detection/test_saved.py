@@ -145,7 +145,7 @@ def test_a_classifier_is_no_detector(tmp_path: Path) -> None:
         metrics={},
     )
     classifier.save(path)
-    assert refused(tmp_path) == f"{path} is no detector: its header lacks detector, category_ids"
+    assert refused(tmp_path) == f"{path} is no detector: its header lacks detector, category_ids, exif"
     assert not holds_detector(tmp_path)
 
 
