@@ -5,7 +5,7 @@
     python benchmarks/gpu.py --only 'gsa*' --out NAME --add  # ... into the report of the same GPU and commit
     python benchmarks/gpu.py --quick                      # two rounds, few steps: does it all run?
     python benchmarks/gpu.py --device cpu --quick         # a dry run with tiny sizes where there is no GPU
-    python benchmarks/gpu.py --table                      # README.md's tables, from the report if there is one
+    python benchmarks/gpu.py --table                      # docs/benchmarks.md's tables, from the report if there is one
 
 Exit code 1 where kernels do not build, tests fail, a candidate computes wrong numbers, one of ours fails, or training
 steps are not finite; what is left out stands in the report with its reason.
@@ -48,7 +48,7 @@ from parhelion.speed.report import save_report, speed_report
 from parhelion.speed.timing import footnote
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS, README = ROOT / "benchmarks" / "results", ROOT / "README.md"
+RESULTS, PAGE = ROOT / "benchmarks" / "results", ROOT / "docs" / "benchmarks.md"
 PACKAGES = ("parhelion", "torch", "triton", "timm", "gsa-pytorch")
 TESTS = ("-m", "pytest", "-q", "-m", "triton", "tests/ops")
 SANITIZER = ("compute-sanitizer", "--tool", "memcheck", "--error-exitcode", "1")
@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if chosen.table:
         tables = table(RESULTS / "gpu.json")
         print(tables)
-        write_text(README, between_markers(README.read_text(encoding="utf-8"), tables, "gpu"))
+        write_text(PAGE, between_markers(PAGE.read_text(encoding="utf-8"), tables, "gpu"))
         return 0
     scale = TINY if chosen.device == "cpu" else FULL
     if chosen.list:
@@ -101,7 +101,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=int, help=f"training steps on images; {STEPS} if not given")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: a dry run, with --quick")
     parser.add_argument("--add", action="store_true", help="keep the other parts of the report that --out names")
-    parser.add_argument("--table", action="store_true", help="print the report as tables, into README.md too")
+    parser.add_argument("--table", action="store_true", help="print the report as tables, into docs/benchmarks.md too")
     parser.add_argument(
         "--out",
         type=Path,
@@ -241,7 +241,7 @@ def measure_all(
 def table(path: Path) -> str:
     """The tables of the report at `path`, every cell "not measured" where there is none."""
     report = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-    return markdown(report, path.relative_to(ROOT).as_posix())
+    return markdown(report, f"../{path.relative_to(ROOT).as_posix()}")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from cases import CONVOLUTION, OURS, Case, Rows, Target
 from gpu_networks import GpuNetwork, WithGsaPytorch, operator, operators
 from gpu_peers import GpuLayer
 from peers import convolution, gsa_pytorch_gsa, our_gsa, timm_halo
+from table import linked
 
 from parhelion.speed.report import figures
 from parhelion.speed.timing import Candidate, footnote
@@ -313,7 +314,7 @@ def choices(scale: Scale, layers: Sequence[Case]) -> tuple[Case, ...]:
 
 
 def markdown(report: Mapping[str, Any] | None, source: str) -> str:
-    """The tables of a report, as README.md shows them; what was not measured says so, and None is nothing measured."""
+    """The tables of a report for docs/benchmarks.md; what was not measured says so, and None is nothing measured."""
     measured = {} if report is None else {case["name"]: case for case in report["cases"]}
     lines = ["| case | | at least | aim | reached |", "|---|---|---|---|---|"]
     for case in cases(FULL):
@@ -330,7 +331,7 @@ def markdown(report: Mapping[str, Any] | None, source: str) -> str:
         rows += [f"{other['name']} | {other['reason'].replace('|', '/')} | | | | |" for other in case["left_out"]]
         lines += [f"| {'' if index else case['title']} | {row} |" for index, row in enumerate(rows)]
     how = "Medians of one run, the candidates of a case in turns"
-    return "\n".join([*lines, "", f"{footnote(report)}. {how}, {report['time'][:10]}: [{source}]({source})."])
+    return "\n".join([*lines, "", f"{footnote(report)}. {how}, {report['time'][:10]}: {linked(source)}."])
 
 
 def _promise(title: str, target: Target, known: Mapping[str, Any] | None) -> str:
