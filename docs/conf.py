@@ -1,5 +1,7 @@
 """How Sphinx builds this folder: `make docs` writes the pages into build/docs."""
 
+from typing import Any
+
 from parhelion.version import __version__
 
 project = "Parhelion"
@@ -19,6 +21,7 @@ autoclass_content = "both"
 # Types are written as in the code: `Tensor`, not `torch.Tensor`.
 autodoc_typehints_format = "short"
 python_use_unqualified_type_names = True
+toc_object_entries_show_parents = "hide"
 python_maximum_signature_line_length = 88
 
 html_theme = "furo"
@@ -32,3 +35,14 @@ html_css_files = ["site.css"]
 html_copy_source = False
 html_show_copyright = False
 copybutton_prompt_text = "$ "
+
+
+def setup(app: Any) -> None:
+    """Have the docstrings of attributes read as prose."""
+    app.connect("autodoc-process-docstring", as_prose, priority=400)
+
+
+def as_prose(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Keep napoleon from taking what stands before a colon for a type: in the line that it reads there is none."""
+    if what == "attribute":
+        lines.insert(0, "\\")
