@@ -1,11 +1,11 @@
-# Commands for a fresh clone: `make demo`, `make demo-detection` and `make test`. Each sets up what it needs.
+# Commands for a fresh clone: `make demo`, `make demo-detection`, `make test` and `make docs`. Each sets up what it needs.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # The rooms whose annotations are shapes; the tests check them at run time.
 SHAPED := parhelion.ops,parhelion.layers,parhelion.models
 
-.PHONY: demo demo-detection test check format clean
+.PHONY: demo demo-detection test docs check format clean
 
 demo: $(VENV)/installed
 	$(BIN)/python scripts/demo.py --out demo
@@ -19,6 +19,11 @@ test: $(VENV)/installed-dev
 		--jaxtyping-packages=$(SHAPED),beartype.beartype
 	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(BIN)/python -m pytest -q -n 2 -m triton tests/ops
 	$(BIN)/python -m pytest -q -m compile
+
+# A warning is an error: a link that leads nowhere, a docstring that does not read as it should.
+docs: $(VENV)/installed-docs
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs
+	@echo "build/docs/index.html"
 
 check: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .
@@ -48,3 +53,7 @@ $(VENV)/installed-detection: $(BIN)/python pyproject.toml
 $(VENV)/installed-dev: $(BIN)/python pyproject.toml
 	$(BIN)/python -m pip install --disable-pip-version-check -q -e ".[dev]"
 	touch $@ $(VENV)/installed $(VENV)/installed-detection
+
+$(VENV)/installed-docs: $(BIN)/python pyproject.toml
+	$(BIN)/python -m pip install --disable-pip-version-check -q -e ".[docs]"
+	touch $@ $(VENV)/installed

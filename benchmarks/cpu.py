@@ -5,7 +5,7 @@
     python benchmarks/cpu.py --eager                # without what torch.compile takes minutes for
     python benchmarks/cpu.py --quick                # two rounds, nothing compiled, no memory: does it all run?
 
-Then `python benchmarks/table.py benchmarks/results/cpu.json` puts the table into README.md. Exit code 1 where a
+Then `python benchmarks/table.py benchmarks/results/cpu.json` puts its tables into the pages. Exit code 1 where a
 candidate computes wrong numbers; it is left out, and the report says why.
 """
 

@@ -4,7 +4,7 @@
     python benchmarks/gpu.py --seconds 300 --out DIR --add --only networks  # some parts, beside those of before
     python benchmarks/gpu.py --rehearse --out DIR                           # everything in small on a CPU: no result
     python benchmarks/gpu.py --list                                         # the parts, in the order of their value
-    python benchmarks/gpu.py --table [REPORT]                               # README.md's tables, from the report
+    python benchmarks/gpu.py --table [REPORT]                               # tables of docs/benchmarks.md
 
 It needs PyTorch, Triton, timm, pytest and pytest-xdist. This package need not be installed: `PYTHONPATH=src` will do.
 Each part has a process and a time limit of its own, and none is begun that the time left is too short for. The report
@@ -40,7 +40,7 @@ from parhelion.errors import UserError
 from parhelion.files.atomic import write_text
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULT, README = ROOT / "benchmarks" / "results" / "gpu.json", ROOT / "README.md"
+RESULT, PAGE = ROOT / "benchmarks" / "results" / "gpu.json", ROOT / "docs" / "benchmarks.md"
 REPORT, LOG = "gpu.json", "log.txt"
 SECONDS = 480
 # What a part may still write down after its deadline, and what the end of all takes.
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if chosen.table is not None:
         tables = table(chosen.table)
         print(tables)
-        write_text(README, between_markers(README.read_text(encoding="utf-8"), tables, "gpu"))
+        write_text(PAGE, between_markers(PAGE.read_text(encoding="utf-8"), tables, "gpu"))
         return 0
     parts = _chosen_parts(chosen)
     chosen.out.mkdir(parents=True, exist_ok=True)
@@ -85,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
         nargs="?",
         const=RESULT,
         metavar="REPORT",
-        help=f"print a report as tables, into README.md too; {RESULT.relative_to(ROOT)} if not given",
+        help=f"print a report as tables, into docs/benchmarks.md too; {RESULT.relative_to(ROOT)} if not given",
     )
     return parser
 
@@ -206,7 +206,7 @@ def table(path: Path) -> str:
     if report is not None and report["rehearsal"]:
         raise UserError(f"{path} is a rehearsal's, which is no result")
     path = path.resolve()
-    source = path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else path.name
+    source = f"../{path.relative_to(ROOT).as_posix()}" if path.is_relative_to(ROOT) else path.name
     return markdown(report, source)
 
 

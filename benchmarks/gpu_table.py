@@ -1,4 +1,4 @@
-"""The report of a run on a GPU as text: README.md's tables, and a summary for the end of the log."""
+"""The report of a run on a GPU as text: the tables of docs/benchmarks.md, and a summary for the end of the log."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -9,6 +9,7 @@ from gpu_kernels import text_of_kernel
 from gpu_measure import floor_text
 from gpu_plans import text_of_plan
 from gpu_training import STAGES, text_of_steps
+from table import linked
 
 from parhelion.speed.report import figures
 from parhelion.speed.timing import footnote
@@ -17,7 +18,7 @@ NOT_MEASURED = "not measured"
 
 
 def markdown(report: Mapping[str, Any] | None, source: str) -> str:
-    """The tables of a report, as README.md shows them; what was not measured says so, and None is nothing measured."""
+    """The tables of a report for docs/benchmarks.md; what was not measured says so, and None is nothing measured."""
     measured = {} if report is None else {case["name"]: case for case in report["cases"]}
     lines = ["| case | | at least | aim | reached |", "|---|---|---|---|---|"]
     for case in cases(FULL):
@@ -34,7 +35,7 @@ def markdown(report: Mapping[str, Any] | None, source: str) -> str:
         rows += [f"{other['name']} | {other['reason'].replace('|', '/')} | | | | |" for other in case["left_out"]]
         lines += [f"| {'' if index else case['title']} | {row} |" for index, row in enumerate(rows)]
     how = "Medians of one run, the candidates of a case in turns"
-    return "\n".join([*lines, "", f"{footnote(report)}. {how}, {report['time'][:10]}: [{source}]({source})."])
+    return "\n".join([*lines, "", f"{footnote(report)}. {how}, {report['time'][:10]}: {linked(source)}."])
 
 
 def _promise(title: str, target: Target, known: Mapping[str, Any] | None) -> str:

@@ -1,6 +1,6 @@
-"""Turn a report into the Markdown between the markers of README.md.
+"""Put a report into the pages: all its tables into docs/benchmarks.md, six rows into README.md, and a chart for both.
 
-python benchmarks/table.py benchmarks/results/cpu.json [README.md]
+python benchmarks/table.py benchmarks/results/cpu.json
 """
 
 import argparse
@@ -11,10 +11,30 @@ from typing import Any
 
 from parhelion.errors import UserError
 from parhelion.files.atomic import write_text
-from parhelion.speed.report import figures
+from parhelion.speed.report import figures, speed_chart
 from parhelion.speed.timing import footnote
 
 ROOT = Path(__file__).resolve().parent.parent
+SHORT = (
+    ("halonet-h1-float32", 0, "halonet_h1, inference: images/s over timm's halonet_h1"),
+    ("halonet-h1-float32", 1, "halonet_h1, inference: images/s over timm's resnet50"),
+    ("halonet-h1-training", 0, "halonet_h1, training: images/s over timm's halonet_h1"),
+    ("gsa-resnet50", 0, "gsa_resnet50, inference: images/s over timm's resnet50"),
+    ("accelerate-halonet_h1", 0, "timm's halonet_h1 after `accelerate`: images/s over before"),
+    ("halo-layer-forward", 0, "one HaloAttention, 64x64 pixels: time over a 3x3 convolution's (less is better)"),
+)
+"""The README's rows: a case, the number of its target, and what the row says."""
+DRAWN = {
+    "halonet-h1-float32": (
+        "parhelion",
+        "timm halonet_h1",
+        "timm resnet50",
+        "timm efficientnet_b1",
+        "OpenVINO, timm halonet_h1",
+        "OpenVINO, timm resnet50",
+    ),
+}
+"""The candidates of the chart, by case."""
 
 
 def markdown(report: Mapping[str, Any], source: str) -> str:
@@ -30,7 +50,30 @@ def markdown(report: Mapping[str, Any], source: str) -> str:
         # The case is named once, before its first candidate.
         lines += [f"| {'' if index else case['title']} | {row} |" for index, row in enumerate(rows)]
     how = "Medians of one run, the candidates of a case in turns"
-    return "\n".join([*lines, "", f"{footnote(report)}. {how}, {report['time'][:10]}: [{source}]({source})."])
+    return "\n".join([*lines, "", f"{footnote(report)}. {how}, {report['time'][:10]}: {linked(source)}."])
+
+
+def linked(source: str) -> str:
+    """A link to a file of the repository, which goes by its path from the root."""
+    return f"[{source.removeprefix('../')}]({source})"
+
+
+def short_markdown(report: Mapping[str, Any]) -> str:
+    """The six rows of the README; a case that was not measured says so."""
+    cases = {case["name"]: case for case in report["cases"]}
+    lines = ["| on a CPU, float32, batch 8 (the layer: 4) | ratio |", "|---|--:|"]
+    for name, number, says in SHORT:
+        reached = cases[name]["targets"][number]["reached"] if name in cases else None
+        lines.append(f"| {says} | {'not measured' if reached is None else figures(reached)} |")
+    return "\n".join([*lines, "", f"{footnote(report)}; {report['time'][:10]}."])
+
+
+def drawn(report: Mapping[str, Any]) -> dict[str, Any]:
+    """The report with the cases and candidates of the chart only."""
+    cases = [case for case in report["cases"] if case["name"] in DRAWN]
+    kept = [[row for row in case["candidates"] if row["name"] in DRAWN[case["name"]]] for case in cases]
+    cases = [{**case, "candidates": rows, "targets": []} for case, rows in zip(cases, kept, strict=True)]
+    return {**report, "title": ", ".join(case["title"] for case in cases), "cases": cases}
 
 
 def _target_line(title: str, target: Mapping[str, Any]) -> str:
@@ -65,14 +108,21 @@ def between_markers(text: str, table: str, name: str = "benchmark") -> str:
 
 
 def main() -> None:
-    """Rewrite the README's table from a report."""
+    """Rewrite the tables of both pages, and their chart, from a report."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("report", type=Path, help="a JSON file that benchmarks/cpu.py wrote")
-    parser.add_argument("readme", type=Path, nargs="?", default=ROOT / "README.md")
+    parser.add_argument("--root", type=Path, default=ROOT, help="folder of README.md and docs/")
     chosen = parser.parse_args()
-    source = chosen.report.resolve().relative_to(chosen.readme.resolve().parent).as_posix()
-    table = markdown(json.loads(chosen.report.read_text(encoding="utf-8")), source)
-    write_text(chosen.readme, between_markers(chosen.readme.read_text(encoding="utf-8"), table))
+    report = json.loads(chosen.report.read_text(encoding="utf-8"))
+    source = f"../{chosen.report.resolve().relative_to(ROOT).as_posix()}"
+    rewrite(chosen.root / "docs" / "benchmarks.md", markdown(report, source), "benchmark")
+    rewrite(chosen.root / "README.md", short_markdown(report), "speed")
+    speed_chart(drawn(report), chosen.root / "docs" / "images" / "speed.png")
+
+
+def rewrite(page: Path, table: str, name: str) -> None:
+    """Put `table` between the markers of a name on a page."""
+    write_text(page, between_markers(page.read_text(encoding="utf-8"), table, name))
 
 
 if __name__ == "__main__":

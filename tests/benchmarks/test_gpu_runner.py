@@ -281,18 +281,18 @@ def test_the_parts_can_be_listed(capsys):
 
 
 def test_a_table_without_a_report_says_not_measured(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(gpu, "README", tmp_path / "README.md")
-    gpu.README.write_text("above\n<!-- gpu -->\nold\n<!-- /gpu -->\nbelow\n")
+    monkeypatch.setattr(gpu, "PAGE", tmp_path / "benchmarks.md")
+    gpu.PAGE.write_text("above\n<!-- gpu -->\nold\n<!-- /gpu -->\nbelow\n")
     assert gpu.main(["--table", str(tmp_path / "nowhere.json")]) == 0
     printed = capsys.readouterr().out.strip()
-    assert gpu.README.read_text() == f"above\n<!-- gpu -->\n\n{printed}\n\n<!-- /gpu -->\nbelow\n"
+    assert gpu.PAGE.read_text() == f"above\n<!-- gpu -->\n\n{printed}\n\n<!-- /gpu -->\nbelow\n"
     lines = printed.splitlines()[2:]
     assert len(lines) == PROMISES + 3
     assert all(line.endswith(f"| {NOT_MEASURED} |") for line in lines)
 
 
 def test_the_readme_shows_the_report():
-    text = gpu.README.read_text(encoding="utf-8")
+    text = gpu.PAGE.read_text(encoding="utf-8")
     assert between_markers(text, gpu.table(gpu.RESULT), "gpu") == text
 
 

@@ -1,5 +1,7 @@
 """The repository's benchmarks: what they promise, and how a report becomes a table."""
 
+import json
+import sys
 from dataclasses import replace
 
 import pytest
@@ -7,7 +9,7 @@ import torch
 from cases import CASES, CONVOLUTION, OURS, Growth, Spread
 from cpu import reached
 from peers import Layer
-from table import between_markers, markdown
+from table import DRAWN, ROOT, SHORT, between_markers, drawn, main, markdown, short_markdown
 
 from parhelion.errors import UserError
 
@@ -117,3 +119,30 @@ def test_a_report_becomes_a_table_between_the_markers():
     assert between_markers(text, table) == text
     with pytest.raises(UserError, match="once each"):
         between_markers("no markers here", table)
+
+
+REPORT = ROOT / "benchmarks" / "results" / "cpu.json"
+PAGES = (("README.md", "speed"), ("docs/benchmarks.md", "benchmark"))
+
+
+def test_the_pages_show_the_report(tmp_path, monkeypatch):
+    (tmp_path / "docs" / "images").mkdir(parents=True)
+    for page, name in PAGES:
+        (tmp_path / page).write_text(f"above\n<!-- {name} -->\nold\n<!-- /{name} -->\nbelow\n", encoding="utf-8")
+    monkeypatch.setattr(sys, "argv", ["table.py", str(REPORT), "--root", str(tmp_path)])
+    main()
+    for page, name in PAGES:
+        begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+        shown, made = ((root / page).read_text(encoding="utf-8") for root in (ROOT, tmp_path))
+        assert shown.partition(begin)[2].partition(end)[0] == made.partition(begin)[2].partition(end)[0], page
+    assert (tmp_path / "docs" / "images" / "speed.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_readme_and_the_chart_name_cases_and_candidates_that_exist():
+    report = json.loads(REPORT.read_text(encoding="utf-8"))
+    assert {name for name, _, _ in SHORT} | set(DRAWN) <= set(BY_NAME)
+    assert all(number < len(BY_NAME[name].targets) for name, number, _ in SHORT)
+    for case in drawn(report)["cases"]:
+        assert [row["name"] for row in case["candidates"]] == list(DRAWN[case["name"]])
+    assert short_markdown(report).count("not measured") == 0
+    assert short_markdown(report | {"cases": []}).count("not measured") == len(SHORT) == 6

@@ -1,15 +1,15 @@
 import json
-import re
-from pathlib import Path
 
 import pytest
+import timm
 import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from parhelion.classification.predict import predictions
 from parhelion.classification.saved import Classifier
 from parhelion.data.images import open_image
-from parhelion.data.transforms import Preprocessing
+from parhelion.data.transforms import Preprocessing, eval_transform
 from parhelion.errors import UserError
 from parhelion.files.weights import read_saved, save_weights
 from parhelion.models import create_model
@@ -32,7 +32,7 @@ def classifier():
 
 @pytest.fixture
 def folder(tmp_path, classifier):
-    classifier.save(tmp_path / "weights.safetensors")
+    save_classifier(tmp_path / "weights.safetensors", classifier)
     (tmp_path / "recipe.json").write_text(json.dumps({"model": "resnet_tiny"}))
     return tmp_path
 
@@ -88,7 +88,7 @@ def test_missing_paths_and_damaged_recipes_are_named(folder):
         Classifier.load(folder)
 
 
-def test_the_readmes_trained_run_is_used_as_it_says(tmp_path, monkeypatch, capsys):
+def test_a_trained_run_answers_alike_by_hand_and_through_timm(tmp_path):
     arguments = {"num_classes": 3, "image_size": 32}
     model = create_model("halonet_tiny", **arguments).eval()
     preprocessing = Preprocessing(image_px=32, mean=(0.5,) * 3, std=(0.25,) * 3)
@@ -101,16 +101,17 @@ def test_the_readmes_trained_run_is_used_as_it_says(tmp_path, monkeypatch, capsy
         epoch=1,
         metrics={},
     )
-    (tmp_path / "runs" / "first").mkdir(parents=True)
-    trained.save(tmp_path / "runs" / "first" / "weights.safetensors")
-    Image.effect_noise((57, 43), 90).save(tmp_path / "photo.jpg")
-    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-    (block,) = [part for part in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "Classifier.load" in part]
-    monkeypatch.chdir(tmp_path)
-    names = {}
-    exec(block, names)
-    first, by_hand = capsys.readouterr().out.splitlines()
-    assert first.startswith(f"('{by_hand}', ")
-    assert names["class_names"] == trained.class_names
-    assert torch.equal(names["transform"](open_image(names["photo"], 3)), names["image"])
-    assert torch.equal(names["again"].eval()(names["image"][None]), names["model"](names["image"][None]))
+    run, photo = tmp_path / "run", tmp_path / "photo.jpg"
+    run.mkdir()
+    trained.save(run / "weights.safetensors")
+    Image.effect_noise((57, 43), 90).save(photo)
+    image = eval_transform(preprocessing)(open_image(photo, 3))
+    (found,) = predictions(Classifier.load(run), [photo], top=2)
+    assert found.classes[0] == trained.class_names[model(image[None]).argmax()]
+    theirs = create_model("halonet_tiny", checkpoint_path=run).eval()
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(theirs))
+    assert torch.equal(transform(open_image(photo, 3)), image)
+    assert theirs.pretrained_cfg["label_names"] == trained.class_names
+    timm.models.save_for_hf(theirs, tmp_path / "saved", safe_serialization=True)
+    again = timm.create_model(f"local-dir:{tmp_path / 'saved'}", pretrained=True).eval()
+    assert torch.equal(again(image[None]), model(image[None]))
