@@ -91,7 +91,8 @@ def test_a_killed_process_is_gone_on_with_from_the_command_line(data, whole, tmp
         "loop._update = watched\n"
         "train(quick_detector(**CHANGES), Request(data=sys.argv[1], out=Path(sys.argv[2]), quiet=True))\n"
     )
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": "tests"}
+    places = os.pathsep.join(["tests", os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": places}
     done = subprocess.run(
         [sys.executable, "-c", program, data, str(out)], env=environment, capture_output=True, timeout=120, check=False
     )
