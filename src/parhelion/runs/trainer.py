@@ -33,8 +33,9 @@ def train(recipe: Recipe, request: Request) -> dict[str, Any]:
     depend on their number.
 
     Returns model, source, params, for a classifier multiply_adds, train_images, val_images, epochs, the scores after
-    the last epoch (of a classifier loss, top1 and top5, as shares; of a detector COCO's: box_ap, ..., mask_ap, ...),
-    seconds (of this process's part of the loop with its evaluations), and out.
+    the last epoch (of a classifier loss, top1 and top5 as shares, over how many images, and how many were skipped; of
+    a detector COCO's: box_ap, ..., mask_ap, ...), seconds (of this process's part of the loop with its evaluations),
+    and out.
 
     Raises UserError for whatever the user can mend, before the folder is made where that can be known by then; Stopped
     after Ctrl-C or SIGTERM, when a checkpoint is saved.
