@@ -91,8 +91,8 @@ def test_a_killed_process_is_gone_on_with_from_the_command_line(data, whole, tmp
         "loop._update = watched\n"
         "train(quick_detector(**CHANGES), Request(data=sys.argv[1], out=Path(sys.argv[2]), quiet=True))\n"
     )
-    places = os.pathsep.join(["tests", os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": places}
+    path = os.pathsep.join(["tests", *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     done = subprocess.run(
         [sys.executable, "-c", program, data, str(out)], env=environment, capture_output=True, timeout=120, check=False
     )
@@ -119,7 +119,7 @@ def test_a_run_that_is_asked_to_stop_saves_says_so_and_goes_on(data, whole, tmp_
 
 @pytest.mark.usefixtures("no_pictures")
 def test_an_evaluation_stops_at_once_and_is_done_again(data, whole, tmp_path, monkeypatch):
-    out, results, seen = tmp_path / "run", scores.outcome, []
+    out, outcome, seen = tmp_path / "run", scores.outcome, []
 
     def asked(model, batches, category_ids):
         def counted():
@@ -128,7 +128,7 @@ def test_an_evaluation_stops_at_once_and_is_done_again(data, whole, tmp_path, mo
                 os.kill(os.getpid(), signal.SIGTERM)
                 yield batch
 
-        return results(model, counted(), category_ids)
+        return outcome(model, counted(), category_ids)
 
     monkeypatch.setattr(scores, "outcome", asked)
     with pytest.raises(Stopped):
