@@ -127,6 +127,8 @@ def backward_queries(inputs, out, statistics, grad_out, delta, grad_q, grad_tabl
             cols = by_offset_again(cols * share[:, None], tile.j, PLAN).to(grads.dtype)
             _add_table_grads(grad_tables, 0, rows, asked, gain, PLAN)
             _add_table_grads(grad_tables, 1, cols, asked, gain, PLAN)
+            # A thread may read for the next tile what another has written for this one.
+            tl.debug_barrier()
             embeddings_h = embeddings_of(inputs.table_h, 0, PLAN.width_h, grads.dtype, PLAN)
             acc = tl.dot(rows, embeddings_h, acc, input_precision=PLAN.precision)
             embeddings_w = embeddings_of(inputs.table_w, PLAN.first_w, PLAN.width_w, grads.dtype, PLAN)
