@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 import torch
-from kernel_cases import Case, assert_equal, axial, halo, result_and_gradients
+from kernel_cases import Case, assert_equal, axial, content, halo, result_and_gradients
 from torch import Tensor
 
 from parhelion.ops import gpu
@@ -88,3 +88,17 @@ def test_many_tiles_give_the_same_sums_in_every_run(case: Case, programs: Callab
     maps_apart, tables_apart = gradients(case, tensors)
     assert_equal(maps, maps_apart)
     assert_summed_alike(tables, tables_apart, terms=math.prod(case.shapes[0][:4]))
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")], ids=str)
+def test_a_query_that_is_not_finite_spoils_no_other_output(value: float):
+    case = content(9, 47, d=3, e=5, heads=2, batch=1)  # two heads share products, several tiles a program
+    q, k, v = (tensor.to(DEVICE) for tensor in case.tensors(torch.float32)[:-1])
+    expected = case.attend(q, k, v, impl="triton")
+    for row, col in ((0, 0), (4, 30), (8, 46)):
+        broken = q.clone()
+        broken[0, row, col, 1, 2] = value
+        found = case.attend(broken, k, v, impl="triton")
+        assert not found[0, row, col, 1].isfinite().any()
+        found[0, row, col, 1] = expected[0, row, col, 1]
+        assert torch.equal(found, expected)
