@@ -34,9 +34,10 @@ def halo_attention_triton(
     """
     table_h, table_w = (None, None) if tables is None else tables
     masked, summed = window.border == "masked", window.relative == "summed"
-    return _forward(
-        q, k, v, table_h, table_w, window.block, window.halo, window.stride, window.step, masked, summed, window.scale
-    )[0]
+    leaves = (tensor for tensor in (q, k, v, table_h, table_w) if tensor is not None)
+    differentiable = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in leaves)
+    choices = (window.block, window.halo, window.stride, window.step, masked, summed, window.scale)
+    return _forward(q, k, v, table_h, table_w, *choices, differentiable)[0]
 
 
 class Call(NamedTuple):
@@ -59,14 +60,14 @@ class Call(NamedTuple):
         sizes = self.inputs.sizes
         return self.images * sizes.blocks_h * sizes.blocks_w * sizes.heads * self.cut.tiles
 
-    def forward(self, out: Tensor, statistics: Tensor) -> Launch:
-        """Fills `out` and `statistics`."""
+    def forward(self, out: Tensor, statistics: Tensor | None) -> Launch:
+        """Fills `out` and, where there are any, `statistics`."""
         sizes = self.inputs.sizes
         grid = (sizes.blocks_w * sizes.heads * self.cut.tiles, sizes.blocks_h, self.images)
         return self._launch("forward", grid, out, statistics)
 
     def backward_queries(self, saved: "Saved", grad_q: Tensor, grad_tables: Tensor) -> Launch:
-        """Fills `grad_q` and `saved.delta`, and adds to `grad_tables`: (programs, 2, offsets, channels), padded."""
+        """Fills `grad_q` and `saved.delta`, and adds to `grad_tables` (programs, tables, offsets, channels), padded."""
         read = (saved.out, saved.statistics, saved.grad_out, saved.delta)
         others = (*read, grad_q, grad_tables, self.gain, self.units)
         return self._launch("backward_queries", (grad_tables.shape[0],), *others)
@@ -92,7 +93,11 @@ class Call(NamedTuple):
 
 
 class Saved(NamedTuple):
-    """What the backward pass reads besides the inputs: maps (b, qh, qw, n, e), statistics, delta (b, qh, qw, n)."""
+    """What the backward pass reads besides the inputs: maps (b, qh, qw, n, e), statistics, delta (b, qh, qw, n).
+
+    `statistics` (b, qh, qw, n, 1 or 2) are what turns logits into weights: the level at which these sum to one, or in
+    float32 the highest logit and the sum of the weights, that of the highest being 1.
+    """
 
     grad_out: Tensor
     out: Tensor
@@ -126,8 +131,7 @@ def new_call(  # noqa: PLR0913  an operator's arguments are flat
     cut = plan(q, v, window, relative=table_h is not None, backward=backward, run=run)
     map_q, map_k, map_v = (as_map(tensor, run) for tensor in (q, k, v))
     # A table that is absent is never read, but a kernel wants an address all the same.
-    tables = (q if table is None else side_by_side(table) for table in (table_h, table_w))
-    rows_h, rows_w = (Table(table, table.stride(0)) for table in tables)
+    rows_h, rows_w = (Table(q if table is None else table.contiguous()) for table in (table_h, table_w))
     (h, w), (query_h, query_w) = k.shape[1:3], q.shape[1:3]
     sizes = Sizes(h, w, query_h, query_w, -(-h // block), -(-w // block), q.shape[3])
     # A scale of zero zeroes the queries instead, so that minus infinity stays what it is.
@@ -150,17 +154,20 @@ def _forward(  # noqa: PLR0913  an operator's arguments are flat
     masked: bool,
     summed: bool,
     scale: float,
+    differentiable: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The output, and for each query and head its highest logit and the sum of its weights, the highest being 1."""
+    """The output, and statistics for the backward pass: none of them unless `differentiable`."""
     call = new_call(q, k, v, table_h, table_w, block, halo, stride, step, masked, summed, scale, backward=False)
-    out, statistics = _forward_fake(q, k, v)
-    call.forward(out, statistics)()
+    out, statistics = _forward_fake(q, k, v, differentiable)
+    call.forward(out, statistics if differentiable else None)()
     return out, statistics
 
 
 @_forward.register_fake
-def _forward_fake(q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    return q.new_empty(*q.shape[:4], v.shape[-1]), q.new_empty(*q.shape[:4], 2, dtype=torch.float32)
+def _forward_fake(q: Tensor, k: Tensor, v: Tensor, *choices: Any) -> tuple[Tensor, Tensor]:
+    differentiable = choices[-1]
+    numbers = (2 if q.dtype == torch.float32 else 1) if differentiable else 0
+    return q.new_empty(*q.shape[:4], v.shape[-1]), q.new_empty(*q.shape[:4], numbers, dtype=torch.float32)
 
 
 @torch.library.custom_op("parhelion::halo_attention_triton_backward", mutates_args=())
@@ -184,9 +191,10 @@ def _backward(  # noqa: PLR0913  an operator's arguments are flat
     """Gradients of q, k, v and the tables (empty where there is no table)."""
     call = new_call(q, k, v, table_h, table_w, block, halo, stride, step, masked, summed, scale, backward=True)
     cut = call.cut
-    saved = Saved(grad_out.contiguous(), out, statistics, torch.empty_like(statistics[..., 0]))
+    saved = Saved(grad_out.contiguous(), out, statistics, q.new_empty(q.shape[:4], dtype=torch.float32))
     grad_q, grad_k, grad_v = (tensor.new_empty(tensor.shape) for tensor in (q, k, v))
-    partial = q.new_zeros(min(PROGRAMS, call.units), 2, cut.padded_offsets, cut.padded_d, dtype=torch.float32)
+    shape = (2 if cut.relative else 0, cut.padded_offsets, cut.padded_d)
+    partial = q.new_zeros(min(PROGRAMS, call.units), *shape, dtype=torch.float32)
     call.backward_queries(saved, grad_q, partial)()
     call.backward_keys(saved, grad_k, grad_v)()
     if table_h is None or table_w is None:
@@ -221,14 +229,14 @@ def _backward_fake(
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     ctx.save_for_backward(*output, *inputs[:5])
-    ctx.choices = inputs[5:]
+    ctx.choices = inputs[5:-1]
 
 
 def _differentiate(ctx: Any, grad_out: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
     saved = ctx.saved_tensors  # once: under activation checkpointing a second look is an error
     *maps, grad_table_h, grad_table_w = _backward(grad_out, *saved, *ctx.choices)
     tables = (None, None) if saved[-1] is None else (grad_table_h, grad_table_w)
-    return *maps, *tables, *(None,) * len(ctx.choices)
+    return *maps, *tables, *(None,) * (len(ctx.choices) + 1)
 
 
 _forward.register_autograd(_differentiate, setup_context=_save)
