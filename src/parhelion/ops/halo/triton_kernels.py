@@ -28,12 +28,14 @@ from parhelion.ops.halo.triton_tiles import (
     tile_at,
     weights_of,
     windows_over,
+    with_plain_sizes,
 )
 
 
 @triton.jit
 def forward(inputs, out, statistics, PLAN: tl.constexpr):
     """The output of a tile of queries and, unless `statistics` is None, what the backward pass reads of its softmax."""
+    inputs = with_plain_sizes(inputs)
     place = tl.program_id(0) // PLAN.tiles
     head = place % inputs.sizes.heads
     block_col = place // inputs.sizes.heads
@@ -81,12 +83,13 @@ def _attend(
     return best, total, acc
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["units"])
 def backward_queries(inputs, out, statistics, grad_out, delta, grad_q, grad_tables, gain, units, PLAN: tl.constexpr):
     """Gradients of the queries, of the tables by program, and `delta`, each query's sum of weights times gradients.
 
     A program takes one tile of queries after the other, so that few partial sums of the tables are left to add.
     """
+    inputs = with_plain_sizes(inputs)
     for unit in range(tl.program_id(0), units, tl.num_programs(0)):
         place = unit // PLAN.tiles
         head = place % inputs.sizes.heads
@@ -201,6 +204,7 @@ def backward_keys(inputs, statistics, delta, grad_out, grad_k, grad_v, gain, PLA
     that could change.
     """
     SIDE: tl.constexpr = PLAN.key_side
+    inputs = with_plain_sizes(inputs)
     sizes = inputs.sizes
     head = tl.program_id(0) % sizes.heads
     row0 = tl.program_id(1) * SIDE - PLAN.key_shift

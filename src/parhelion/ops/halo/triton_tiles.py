@@ -8,6 +8,9 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
+from parhelion.ops.halo.triton_plan import Inputs, Sizes
+from parhelion.ops.triton_numbers import plain
+
 NOTHING = tl.constexpr(float("-inf"))
 
 
@@ -31,6 +34,22 @@ class Asked(NamedTuple):
     queries: Any
     by_row: Any
     by_col: Any
+
+
+@triton.jit
+def with_plain_sizes(inputs):
+    """The inputs, their sizes as they are meant."""
+    given = inputs.sizes
+    size = Sizes(
+        plain(given.h),
+        plain(given.w),
+        plain(given.query_h),
+        plain(given.query_w),
+        plain(given.blocks_h),
+        plain(given.blocks_w),
+        plain(given.heads),
+    )
+    return Inputs(inputs.q, inputs.k, inputs.v, inputs.table_h, inputs.table_w, size, inputs.scale)
 
 
 @triton.jit
@@ -105,8 +124,8 @@ def _of_window(
 def pixels_at(source, b, head, row, col, inside, WIDTH: tl.constexpr, PADDED: tl.constexpr, PLAN: tl.constexpr):
     """The pixels (n, channels) of a map at (row, col); zeros where not inside."""
     channels = tl.arange(0, PADDED)
-    start = source.start + (b * source.image + head * source.head) * PLAN.run
-    places = (row.to(tl.int64) * source.row + col.to(tl.int64) * source.col) * PLAN.run
+    start = source.start + (b * plain(source.image) + head * plain(source.head)) * PLAN.run
+    places = (row.to(tl.int64) * plain(source.row) + col.to(tl.int64) * plain(source.col)) * PLAN.run
     mask = inside[:, None] & (channels < WIDTH)[None, :]
     return tl.load(start + places[:, None] + channels[None, :], mask=mask, other=0.0)
 
