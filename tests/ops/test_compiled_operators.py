@@ -125,7 +125,7 @@ def operator_calls() -> dict[str, tuple[Any, tuple[Any, ...]]]:
     """All operators of kernels, each with arguments."""
     operators = torch.ops.parhelion
     q, k, v, table_h, table_w, towards = halo(6, 10, 4, 1).tensors(torch.float32)
-    choices = (4, 1, 1, 1, False, False, 0.7)
+    choices = ([4, 1, 1, 1, 0, 0], 0.7)
     statistics = operators.halo_attention_cpu(q, k, v, table_h, table_w, *choices)[1]
     without = operators.halo_attention_cpu(q, k, v, None, None, *choices)[1]
     pixels, line = content(6, 10).tensors(torch.float32), axial(6, 10, "h").tensors(torch.float32)

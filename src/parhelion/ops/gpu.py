@@ -21,6 +21,7 @@ NARROWEST = 16  # side of a matrix unit's operands
 WIDEST, WIDEST_ANYWHERE = 512, 128
 MUCH_SHARED_MEMORY = 160 * 1024
 MOST_IMAGES = 65_535  # programs along the last axis of a grid
+SETTINGS = 4096  # kept of what is made from shapes alone: those of many sizes of maps, through many layers
 
 
 def why_not_maps(**maps: Tensor) -> str | None:
@@ -102,10 +103,19 @@ def padded(size: int, least: int = NARROWEST) -> int:
     return max(least, 1 << (size - 1).bit_length())
 
 
+def unspecialised(number: int) -> int:
+    """A number for a kernel that is compiled once for all numbers; `plain` in `triton_numbers` takes it back.
+
+    Triton compiles a kernel once more for a number that is 1, and for one that 16 divides. Nothing forbids it inside a
+    tuple, so sizes and strides, which change with every map, come as odd numbers from 3 on.
+    """
+    return 2 * number + 3
+
+
 class Map(NamedTuple):
     """A map (b, h, w, heads, channels) for a kernel: where it begins, and its strides, in runs of channels.
 
-    Channels lie side by side.
+    Channels lie side by side. Strides are `unspecialised`.
     """
 
     start: Tensor
@@ -115,17 +125,37 @@ class Map(NamedTuple):
     head: int
 
 
-def common_run(*tensors: Tensor) -> int:
+class Layout(NamedTuple):
+    """What of a tensor a launch is set up from; tensors that have it in common are launched alike."""
+
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+def layout(tensor: Tensor) -> Layout:
+    """The layout of a tensor."""
+    return Layout(tensor.shape, tensor.stride())
+
+
+def common_run(*layouts: Layout) -> int:
     """How many channels, up to 8, all strides of some tensors are multiples of; channels lie side by side.
 
-    Triton knows of a stride only whether 16 divides it. A kernel that multiplies by a run reads so many at a time.
+    Triton knows nothing of a stride. It knows the run that a kernel is compiled for and multiplies strides by, and so
+    reads as many channels at a time.
     """
-    return math.gcd(8, *(stride for tensor in tensors for stride in tensor.stride()[:-1]))
+    return math.gcd(8, *(stride for one in layouts for stride in one.strides[:-1]))
 
 
-def as_map(tensor: Tensor, run: int = 1) -> Map:
+def as_map(tensor: Tensor, run: int) -> Map:
     """A map (b, h, w, heads, channels) for a kernel, its strides in runs of so many channels."""
-    return Map(tensor, *(stride // run for stride in tensor.stride()[:4]))
+    return Map(tensor, *map_strides(tensor.stride(), run))
+
+
+@functools.lru_cache(SETTINGS)
+def map_strides(strides: tuple[int, ...], run: int) -> tuple[int, int, int, int]:
+    """The strides of a `Map`."""
+    image, row, col, head = (unspecialised(stride // run) for stride in strides[:4])
+    return image, row, col, head
 
 
 class Launch(NamedTuple):

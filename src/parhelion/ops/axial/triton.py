@@ -1,6 +1,5 @@
 """Axial attention on GPUs: the Triton kernels as a custom operator, forward and backward."""
 
-import math
 from typing import Any, NamedTuple
 
 import torch
@@ -9,18 +8,8 @@ from torch import Tensor
 from parhelion.native import side_by_side
 from parhelion.ops import gpu
 from parhelion.ops.axial.contract import Axis
-from parhelion.ops.axial.triton_plan import (
-    Inputs,
-    Lines,
-    Plan,
-    Sizes,
-    Table,
-    each_backward,
-    each_forward,
-    plan,
-    warps,
-)
-from parhelion.ops.gpu import Launch, common_run
+from parhelion.ops.axial.triton_plan import Choices, Inputs, Lines, Setting, Table, each_forward, line_strides, setting
+from parhelion.ops.gpu import Launch, layout, unspecialised
 
 
 def why_not_triton(q: Tensor, v: Tensor, plus: Tensor | None = None) -> str | None:
@@ -43,38 +32,19 @@ class Call(NamedTuple):
     """A call of the operation: what its kernels are launched with."""
 
     inputs: Inputs
-    cut: Plan
-    vertical: bool
-
-    @property
-    def tiles(self) -> int:
-        """Tiles that an axis is cut into."""
-        return -(-self.inputs.sizes.length // self.cut.slot)
-
-    @property
-    def units(self) -> int:
-        """Tiles of queries in all, and as many of keys."""
-        sizes = self.inputs.sizes
-        return self.inputs.q.start.shape[0] * -(-sizes.lines * sizes.heads // self.cut.lines) * self.tiles
-
-    @property
-    def sums(self) -> tuple[int, ...]:
-        """Shape of the sums for the table: programs, distances of two tiles, early or late, blocks, rows, channels."""
-        shape = (2 * self.tiles - 1, 2, self.cut.blocks, self.cut.rows, self.cut.padded_d)
-        each = each_backward(self.units, math.prod(shape), warps(self.cut))
-        return -(-self.units // each), *shape
+    setting: Setting
 
     def forward(self, plus: Tensor | None, out: Tensor) -> Launch:
         """Fills `out`."""
         # A map that is absent is never read, but a kernel wants an address all the same.
         maps = (self._lines(out if plus is None else plus), self._lines(out))
-        return self._launch("forward", each_forward(self.units), *maps)
+        return self._launch("forward", each_forward(self.setting.units), *maps)
 
     def backward_maps(self, grad_out: Tensor, grad_q: Tensor, grad_v: Tensor, sums: Tensor) -> list[Launch]:
         """Fill `grad_q` and `grad_v`, and add to `sums`."""
         read, *filled = (self._lines(tensor) for tensor in (grad_out, grad_q, grad_v))
-        each = -(-self.units // max(1, sums.shape[0]))
-        if self.cut.single:
+        each = -(-self.setting.units // max(1, sums.shape[0]))
+        if self.setting.cut.single:
             return [self._launch("backward", each, read, *filled, sums)]
         return [
             self._launch("backward_queries", each, read, filled[0], sums),
@@ -87,43 +57,33 @@ class Call(NamedTuple):
         return self._kernel("backward_table", grad_table.shape[0], arguments, num_warps=1)
 
     def _launch(self, name: str, each: int, *others: Any) -> Launch:
-        programs = -(-self.units // max(1, each))
-        return self._kernel(name, programs, (self.inputs, *others, each, self.units), num_warps=warps(self.cut))
+        units = self.setting.units
+        arguments = (self.inputs, *others, each, units)
+        return self._kernel(name, -(-units // max(1, each)), arguments, num_warps=self.setting.num_warps)
 
     def _kernel(self, name: str, programs: int, arguments: tuple[Any, ...], *, num_warps: int) -> Launch:
         from parhelion.ops.axial import triton_kernels
 
-        choices = {"PLAN": self.cut, "num_warps": num_warps, "num_stages": 2, "enable_fp_fusion": True}
+        choices = {"PLAN": self.setting.cut, "num_warps": num_warps, "num_stages": 2, "enable_fp_fusion": True}
         return Launch(getattr(triton_kernels, name), (programs,), arguments, choices, self.inputs.q.start.device)
 
     def _lines(self, tensor: Tensor) -> Lines:
-        return as_lines(tensor, self.cut.run, vertical=self.vertical)
+        return as_lines(tensor, self.setting.cut.run, vertical=self.setting.vertical)
 
 
 def new_call(q: Tensor, v: Tensor, table: Tensor, *others: Tensor, vertical: bool, plus: bool, backward: bool) -> Call:
     """The call with an operator's arguments; `others` are the maps besides that its kernels read."""
-    tensors = (q, v, table, *others)
-    # Kernels write maps without gaps, whose strides are multiples of the channels.
-    run = math.gcd(common_run(*tensors), q.shape[-1], v.shape[-1])
-    along, across = (1, 2) if vertical else (2, 1)
-    sizes = Sizes(q.shape[along], q.shape[across], q.shape[3])
-    far = any(_span(tensor) >= 2**31 for tensor in tensors)
-    cut = plan(q, v, sizes.length, plus=plus, run=run, far=far, backward=backward)
-    lines_q, lines_v = (as_lines(tensor, run, vertical=vertical) for tensor in (q, v))
-    rows = Table(table, table.stride(0) // run, table.shape[0] // 2)
-    return Call(Inputs(lines_q, lines_v, rows, sizes), cut, vertical)
+    choices = Choices(vertical, plus, backward, q.dtype, gpu.precision(q.dtype))
+    made = setting(tuple(layout(tensor) for tensor in (q, v, table, *others)), choices)
+    run = made.cut.run
+    lines_q, lines_v = as_lines(q, run, vertical=vertical), as_lines(v, run, vertical=vertical)
+    rows = Table(table, table.stride(0) // run, unspecialised(table.shape[0] // 2))
+    return Call(Inputs(lines_q, lines_v, rows, made.numbers), made)
 
 
 def as_lines(tensor: Tensor, run: int, *, vertical: bool) -> Lines:
     """A map (b, h, w, heads, channels) for a kernel, its strides in runs of so many channels."""
-    image, row, col, head = (stride // run for stride in tensor.stride()[:4])
-    return Lines(tensor, image, *((col, row) if vertical else (row, col)), head)
-
-
-def _span(tensor: Tensor) -> int:
-    """Numbers between the first and the last of an image, or of a table."""
-    axes = range(1, tensor.ndim) if tensor.ndim == 5 else range(tensor.ndim)
-    return sum((tensor.shape[axis] - 1) * tensor.stride(axis) for axis in axes)
+    return Lines(tensor, *line_strides(tensor.stride(), run, vertical=vertical))
 
 
 @torch.library.custom_op("parhelion::axial_attention_triton", mutates_args=())
@@ -145,7 +105,7 @@ def _backward(grad_out: Tensor, q: Tensor, v: Tensor, table: Tensor, vertical: b
     q, v, table, grad_out = (side_by_side(tensor) for tensor in (q, v, table, grad_out))
     call = new_call(q, v, table, grad_out, vertical=vertical, plus=False, backward=True)
     grad_q, grad_v, grad_table = (tensor.new_empty(tensor.shape) for tensor in (q, v, table))
-    sums = q.new_zeros(call.sums, dtype=torch.float32)
+    sums = q.new_zeros(call.setting.sums, dtype=torch.float32)
     for launch in call.backward_maps(grad_out, grad_q, grad_v, sums):
         launch()
     call.backward_table(grad_table, sums.sum(0))()

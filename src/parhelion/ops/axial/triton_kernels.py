@@ -17,6 +17,9 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
+from parhelion.ops.axial.triton_plan import Inputs, Sizes, Table
+from parhelion.ops.triton_numbers import plain
+
 
 class Rows(NamedTuple):
     """Rows of a tile: the image, the line, the head and the pixel of each, and whether there is one."""
@@ -36,8 +39,17 @@ class Embeddings(NamedTuple):
 
 
 @triton.jit
+def _with_plain_sizes(inputs):
+    """The inputs, their sizes as they are meant."""
+    sizes = Sizes(plain(inputs.sizes.length), plain(inputs.sizes.lines), plain(inputs.sizes.heads))
+    table = Table(inputs.table.start, inputs.table.row, plain(inputs.table.centre))
+    return Inputs(inputs.q, inputs.v, table, sizes)
+
+
+@triton.jit(do_not_specialize=["each", "units"])
 def forward(inputs, plus, out, each, units, PLAN: tl.constexpr):
     """The output of `each` tiles of queries."""
+    inputs = _with_plain_sizes(inputs)
     tiles = _tiles(inputs, PLAN)
     embeddings = _embeddings(inputs, 0, out, PLAN)
     first = tl.program_id(0) * each
@@ -59,9 +71,10 @@ def forward(inputs, plus, out, each, units, PLAN: tl.constexpr):
         _store(out, rows, acc, PLAN.e, PLAN.padded_e, PLAN)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["each", "units"])
 def backward(inputs, grad_out, grad_q, grad_v, sums, each, units, PLAN: tl.constexpr):
     """Gradients of the queries and values of `each` tiles, and for the table their sums, where a tile holds an axis."""
+    inputs = _with_plain_sizes(inputs)
     embeddings = _embeddings(inputs, 0, grad_out, PLAN)
     early = tl.full([PLAN.blocks, PLAN.rows, PLAN.padded_d], 0.0, tl.float32)
     late = tl.full([PLAN.blocks, PLAN.rows, PLAN.padded_d], 0.0, tl.float32)
@@ -85,12 +98,13 @@ def backward(inputs, grad_out, grad_q, grad_v, sums, each, units, PLAN: tl.const
     tl.store(own.late, late)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["each", "units"])
 def backward_queries(inputs, grad_out, grad_q, sums, each, units, PLAN: tl.constexpr):
     """Gradients of the queries of `each` tiles; adds to the sums (programs, distances of tiles, 2, a, n, d).
 
-    Distances overlap in their offsets, and yet have sums each: so a thread reads only what it has written itself.
+    Distances overlap in their offsets, and yet have sums each: so a tile of queries adds to each sum only once.
     """
+    inputs = _with_plain_sizes(inputs)
     tiles = _tiles(inputs, PLAN)
     first = tl.program_id(0) * each
     for unit in range(first, tl.minimum(first + each, units)):
@@ -107,11 +121,14 @@ def backward_queries(inputs, grad_out, grad_q, sums, each, units, PLAN: tl.const
             tl.store(own.early, _table_grads(tl.load(own.early), slopes.early, queries, PLAN))
             tl.store(own.late, _table_grads(tl.load(own.late), slopes.late, queries, PLAN))
         _store(grad_q, rows, tl.reshape(acc, [PLAN.rows, PLAN.padded_d]), PLAN.d, PLAN.padded_d, PLAN)
+        # A thread may read for the next tile what another has written for this one.
+        tl.debug_barrier()
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["each", "units"])
 def backward_values(inputs, grad_out, grad_v, each, units, PLAN: tl.constexpr):
     """Gradients of the values of `each` tiles of keys."""
+    inputs = _with_plain_sizes(inputs)
     tiles = _tiles(inputs, PLAN)
     first = tl.program_id(0) * each
     for unit in range(first, tl.minimum(first + each, units)):
@@ -126,7 +143,7 @@ def backward_values(inputs, grad_out, grad_v, each, units, PLAN: tl.constexpr):
         _store(grad_v, _rows(unit // tiles, key, inputs, PLAN), acc, PLAN.e, PLAN.padded_e, PLAN)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["distances"])
 def backward_table(sums, grad_table, distances, PLAN: tl.constexpr):
     """The gradient of one row of the table: the sums (distances, 2, a, n, d) for its offset, added up."""
     channels = tl.arange(0, PLAN.padded_d)
@@ -189,8 +206,8 @@ def _pointers(source, rows, WIDTH: tl.constexpr, PADDED: tl.constexpr, PLAN: tl.
     if PLAN.far:
         line, head, pixel = line.to(tl.int64), head.to(tl.int64), pixel.to(tl.int64)
     # Strides are counted in runs of channels: so the compiler sees how many numbers it may load at once.
-    places = (line * source.line + head * source.head + pixel * source.pixel) * PLAN.run
-    start = source.start + rows.b * source.image * PLAN.run
+    places = (line * plain(source.line) + head * plain(source.head) + pixel * plain(source.pixel)) * PLAN.run
+    start = source.start + rows.b * plain(source.image) * PLAN.run
     return start + (places[:, None] + channels[None, :]), rows.here[:, None] & (channels < WIDTH)[None, :]
 
 

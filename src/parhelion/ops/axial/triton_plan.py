@@ -1,10 +1,14 @@
 """How the Triton kernels of axial attention cut their work, chosen from the shapes alone."""
 
+import functools
+import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
-from parhelion.ops.gpu import padded, precision
+from parhelion.ops.gpu import SETTINGS, Layout, common_run, padded, unspecialised
 
 # Rows in a tile: no more than a block has, which is what a matrix unit takes, or a power of two of blocks.
 BLOCK = 16
@@ -53,7 +57,10 @@ class Plan(NamedTuple):
 
 
 class Lines(NamedTuple):
-    """A map as lines of pixels along the axis: where it begins, and its strides. Channels lie side by side."""
+    """A map as lines of pixels along the axis: where it begins, and its strides, in runs of channels.
+
+    Channels lie side by side. Strides are `unspecialised`.
+    """
 
     start: Tensor
     image: int
@@ -63,7 +70,10 @@ class Lines(NamedTuple):
 
 
 class Table(NamedTuple):
-    """The embeddings of the offsets that the axis has, channels side by side; `centre` is the row of offset 0."""
+    """The embeddings of the offsets that the axis has, channels side by side; `centre` is the row of offset 0.
+
+    The stride of its rows is the same for all maps of a layer; `centre` is `unspecialised`.
+    """
 
     start: Tensor
     row: int
@@ -71,7 +81,7 @@ class Table(NamedTuple):
 
 
 class Sizes(NamedTuple):
-    """Pixels of the axis, lines and heads, as a kernel takes them."""
+    """Pixels of the axis, lines and heads; as a kernel takes them, they are `unspecialised`."""
 
     length: int
     lines: int
@@ -87,29 +97,93 @@ class Inputs(NamedTuple):
     sizes: Sizes
 
 
-def plan(q: Tensor, v: Tensor, length: int, *, plus: bool, run: int, far: bool, backward: bool) -> Plan:
-    """The plan for maps of these widths and this dtype, and an axis of this length."""
-    d, e = q.shape[-1], v.shape[-1]
-    wide_d, wide_e = (padded(width) * q.element_size() // 2 for width in (d, e))
-    most = most_rows(wide_d, wide_e, length, backward=backward)
+class Choices(NamedTuple):
+    """What of a call, besides the layouts of its tensors, its kernels are launched by."""
+
+    vertical: bool
+    plus: bool
+    backward: bool
+    dtype: torch.dtype
+    precision: str
+
+
+class Setting(NamedTuple):
+    """How the kernels of a call are launched: all but the tensors."""
+
+    cut: Plan
+    sizes: Sizes
+    images: int
+    vertical: bool
+    num_warps: int
+    numbers: Sizes
+    """The sizes as kernels take them."""
+
+    @property
+    def tiles(self) -> int:
+        """Tiles that an axis is cut into."""
+        return -(-self.sizes.length // self.cut.slot)
+
+    @property
+    def units(self) -> int:
+        """Tiles of queries in all, and as many of keys."""
+        return self.images * -(-self.sizes.lines * self.sizes.heads // self.cut.lines) * self.tiles
+
+    @property
+    def sums(self) -> tuple[int, ...]:
+        """Shape of the sums for the table: programs, distances of two tiles, early or late, blocks, rows, channels."""
+        shape = (2 * self.tiles - 1, 2, self.cut.blocks, self.cut.rows, self.cut.padded_d)
+        each = each_backward(self.units, math.prod(shape), self.num_warps)
+        return -(-self.units // each), *shape
+
+
+@functools.lru_cache(SETTINGS)
+def setting(layouts: tuple[Layout, ...], choices: Choices) -> Setting:
+    """The setting for q, v, the table and what maps are read besides; kept, since a network asks again and again."""
+    q = layouts[0]
+    along, across = (1, 2) if choices.vertical else (2, 1)
+    sizes = Sizes(q.shape[along], q.shape[across], q.shape[3])
+    cut = plan(layouts, sizes.length, choices)
+    numbers = Sizes(*map(unspecialised, sizes))
+    return Setting(cut, sizes, q.shape[0], choices.vertical, warps(cut), numbers)
+
+
+@functools.lru_cache(SETTINGS)
+def line_strides(strides: tuple[int, ...], run: int, *, vertical: bool) -> tuple[int, int, int, int]:
+    """The strides of `Lines`, for a map of such strides."""
+    image, row, col, head = (unspecialised(stride // run) for stride in strides[:4])
+    return (image, col, row, head) if vertical else (image, row, col, head)
+
+
+def plan(layouts: Sequence[Layout], length: int, choices: Choices) -> Plan:
+    """The plan for q, v and other tensors of these layouts, and an axis of this length."""
+    d, e = (one.shape[-1] for one in layouts[:2])
+    wide_d, wide_e = (padded(width) * choices.dtype.itemsize // 2 for width in (d, e))
+    most = most_rows(wide_d, wide_e, length, backward=choices.backward)
     slot = padded(length, 1) if length <= BLOCK else tile(length, most)
     return Plan(
         d=d,
         e=e,
         padded_d=padded(d),
         padded_e=padded(e),
-        run=run,
-        far=far,
+        # Kernels write maps without gaps, whose strides are multiples of the channels.
+        run=math.gcd(common_run(*layouts), d, e),
+        far=any(span(one) >= 2**31 for one in layouts),
         slot=slot,
         lines=max(1, BLOCK // slot),
         rows=max(BLOCK, slot),
         side=min(BLOCK, slot),
         blocks=max(1, slot // BLOCK),
         single=length <= slot,
-        plus=plus,
+        plus=choices.plus,
         summed=SUMMED,
-        precision=precision(q.dtype),
+        precision=choices.precision,
     )
+
+
+def span(one: Layout) -> int:
+    """Numbers between the first and the last of an image, or of a table."""
+    axes = range(1, 5) if len(one.shape) == 5 else range(2)
+    return sum((one.shape[axis] - 1) * one.strides[axis] for axis in axes)
 
 
 def most_rows(wide_d: int, wide_e: int, length: int, *, backward: bool) -> int:

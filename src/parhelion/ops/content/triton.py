@@ -7,8 +7,8 @@ from torch import Tensor
 
 from parhelion.native import side_by_side
 from parhelion.ops import gpu
-from parhelion.ops.content.triton_plan import Inputs, Plan, Summary, effort, plan, sizes_of
-from parhelion.ops.gpu import Launch, as_map
+from parhelion.ops.content.triton_plan import Inputs, Setting, Summary, setting
+from parhelion.ops.gpu import Launch, as_map, layout
 
 
 def why_not_triton(q: Tensor, k: Tensor, v: Tensor) -> str | None:
@@ -31,53 +31,51 @@ class Call(NamedTuple):
     """A call of the operation: what its kernels are launched with."""
 
     inputs: Inputs
-    cut: Plan
-
-    @property
-    def whole(self) -> bool:
-        """Whether one program takes a group of heads of an image from beginning to end."""
-        return self.inputs.sizes.chunks == self.cut.slices_d == self.cut.slices_e == 1
+    setting: Setting
 
     def forward(self, out: Tensor, summary: Summary) -> list[Launch]:
         """Fill `out` and `summary`."""
-        if self.whole:
+        if self.setting.whole:
             return [self._launch("forward", 1, summary, out)]
         partial = Summary(*(self._of_chunks(tensor) for tensor in summary))
+        cut = self.setting.cut
         return [
-            self._launch("summarise", self.cut.slices_d, partial),
-            self._launch("read", self.cut.slices_e, partial, summary, out),
+            self._launch("summarise", cut.slices_d, partial),
+            self._launch("read", cut.slices_e, partial, summary, out),
         ]
 
     def backward(self, grad_out: Tensor, summary: Summary, grads: tuple[Tensor, Tensor, Tensor]) -> list[Launch]:
         """Fill the gradients of q, k and v."""
-        if self.whole:
+        if self.setting.whole:
             return [self._launch("backward", 1, summary, grad_out, *grads)]
         grad_q, grad_k, grad_v = grads
+        cut = self.setting.cut
         partial = self._of_chunks(summary.blocks)
         return [
-            self._launch("backward_queries", self.cut.slices_d, summary, grad_out, grad_q, partial),
-            self._launch("backward_keys", max(self.cut.slices_d, self.cut.slices_e), summary, partial, grad_k, grad_v),
+            self._launch("backward_queries", cut.slices_d, summary, grad_out, grad_q, partial),
+            self._launch("backward_keys", max(cut.slices_d, cut.slices_e), summary, partial, grad_k, grad_v),
         ]
 
     def _of_chunks(self, tensor: Tensor) -> Tensor:
         """Memory for every chunk's part of a tensor."""
-        return tensor.new_empty(tensor.shape[0] * self.inputs.sizes.chunks, *tensor.shape[1:])
+        return tensor.new_empty(tensor.shape[0] * self.setting.sizes.chunks, *tensor.shape[1:])
 
     def _launch(self, name: str, slices: int, *others: Any) -> Launch:
         from parhelion.ops.content import triton_kernels
 
-        q, sizes = self.inputs.q.start, self.inputs.sizes
-        grid = (sizes.heads // self.cut.group * slices, sizes.chunks, q.shape[0])
-        _, _, num_warps, num_stages = effort(self.cut, q.element_size())
-        choices = {"PLAN": self.cut, "num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": True}
-        return Launch(getattr(triton_kernels, name), grid, (self.inputs, *others), choices, q.device)
+        cut, sizes, images, num_warps, num_stages, _ = self.setting
+        grid = (sizes.heads // cut.group * slices, sizes.chunks, images)
+        choices = {"PLAN": cut, "num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": True}
+        device = self.inputs.q.start.device
+        return Launch(getattr(triton_kernels, name), grid, (self.inputs, *others), choices, device)
 
 
 def new_call(q: Tensor, k: Tensor, v: Tensor) -> Call:
     """The call with an operator's arguments."""
-    q, k, v = (side_by_side(tensor) for tensor in (q, k, v))
-    cut = plan(q, k, v)
-    return Call(Inputs(as_map(q), as_map(k), as_map(v), sizes_of(q, cut)), cut)
+    q, k, v = side_by_side(q), side_by_side(k), side_by_side(v)
+    made = setting(layout(q), layout(k), layout(v), q.dtype, gpu.precision(q.dtype))
+    run = made.cut.run
+    return Call(Inputs(as_map(q, run), as_map(k, run), as_map(v, run), made.numbers), made)
 
 
 @torch.library.custom_op("parhelion::content_attention_triton", mutates_args=())

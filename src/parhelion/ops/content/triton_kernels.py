@@ -11,6 +11,9 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
+from parhelion.ops.content.triton_plan import Inputs, Sizes
+from parhelion.ops.triton_numbers import plain
+
 NOTHING = tl.constexpr(float("-inf"))
 LOG2E = tl.constexpr(1.4426950408889634)
 NARROWEST = tl.constexpr(16)  # columns of a product
@@ -43,8 +46,17 @@ class Softmax(NamedTuple):
 
 
 @triton.jit
+def _with_plain_sizes(inputs):
+    """The inputs, their sizes as they are meant."""
+    given = inputs.sizes
+    size = Sizes(plain(given.pixels), plain(given.w), plain(given.heads), plain(given.chunk), plain(given.chunks))
+    return Inputs(inputs.q, inputs.k, inputs.v, size)
+
+
+@triton.jit
 def forward(inputs, summary, out, PLAN: tl.constexpr):
     """The output, the summary and the statistics of a group of heads of an image."""
+    inputs = _with_plain_sizes(inputs)
     d = tl.arange(0, PLAN.padded_d)
     e = tl.arange(0, PLAN.padded_e)
     at = _at(inputs.sizes, 1, PLAN)
@@ -57,6 +69,7 @@ def forward(inputs, summary, out, PLAN: tl.constexpr):
 @triton.jit
 def summarise(inputs, partial, PLAN: tl.constexpr):
     """The sums of a slice of the keys' channels over a chunk."""
+    inputs = _with_plain_sizes(inputs)
     at = _at(inputs.sizes, PLAN.slices_d, PLAN)
     d = at.slice * PLAN.slice_d + tl.arange(0, PLAN.slice_d)
     e = tl.arange(0, PLAN.padded_e)
@@ -67,6 +80,7 @@ def summarise(inputs, partial, PLAN: tl.constexpr):
 @triton.jit
 def read(inputs, partial, summary, out, PLAN: tl.constexpr):
     """The output of a chunk, for a slice of the values' channels; also the summary and the statistics."""
+    inputs = _with_plain_sizes(inputs)
     at = _at(inputs.sizes, PLAN.slices_e, PLAN)
     d = tl.arange(0, PLAN.padded_d)
     e = at.slice * PLAN.slice_e + tl.arange(0, PLAN.slice_e)
@@ -79,6 +93,7 @@ def read(inputs, partial, summary, out, PLAN: tl.constexpr):
 @triton.jit
 def backward(inputs, summary, grad_out, grad_q, grad_k, grad_v, PLAN: tl.constexpr):
     """All gradients of a group of heads of an image."""
+    inputs = _with_plain_sizes(inputs)
     d = tl.arange(0, PLAN.padded_d)
     e = tl.arange(0, PLAN.padded_e)
     at = _at(inputs.sizes, 1, PLAN)
@@ -92,6 +107,7 @@ def backward(inputs, summary, grad_out, grad_q, grad_k, grad_v, PLAN: tl.constex
 @triton.jit
 def backward_queries(inputs, summary, grad_out, grad_q, partial, PLAN: tl.constexpr):
     """Gradients of a slice of the queries' channels in a chunk, and the chunk's part of those of the summary."""
+    inputs = _with_plain_sizes(inputs)
     at = _at(inputs.sizes, PLAN.slices_d, PLAN)
     d = at.slice * PLAN.slice_d + tl.arange(0, PLAN.slice_d)
     e = tl.arange(0, PLAN.padded_e)
@@ -103,6 +119,7 @@ def backward_queries(inputs, summary, grad_out, grad_q, partial, PLAN: tl.conste
 @triton.jit
 def backward_keys(inputs, summary, partial, grad_k, grad_v, PLAN: tl.constexpr):
     """Gradients of a slice of the channels of keys, and of values, in a chunk."""
+    inputs = _with_plain_sizes(inputs)
     SLICES: tl.constexpr = max(PLAN.slices_d, PLAN.slices_e)
     at = _at(inputs.sizes, SLICES, PLAN)
     every_d = tl.arange(0, PLAN.padded_d)
@@ -175,25 +192,32 @@ def _level(highest):
 def _read(at, inputs, out, values, e, PLAN: tl.constexpr):
     """Write what the queries read of the summary's channels e."""
     d = tl.arange(0, PLAN.padded_d)
+    spoilt = tl.full([PLAN.tile, e.shape[0]], 0.0, tl.float32)
     for first in range(at.first, at.last, PLAN.tile):
         queries = _pixels(inputs.q, at, first, d, 0.0, PLAN.d, inputs.sizes, PLAN)
         found = tl.dot(queries, values, input_precision=PLAN.precision)
-        if PLAN.group > 1:  # noqa: SIM102  the first condition is known to the compiler
-            # Zero times what is not finite is no number, and is what a head reads of another.
-            if tl.sum(found * 0.0) != 0.0:
-                found = _read_apart(queries, values, d, e, PLAN)
+        if PLAN.group > 1:
+            spoilt += found * 0.0
         _store_pixels(out, at, first, found, e, PLAN.e, inputs.sizes, PLAN)
+    if PLAN.group > 1:  # noqa: SIM102  the first condition is known to the compiler
+        # Zero times what is not finite is no number, and is what a head reads of another.
+        if tl.sum(spoilt) != 0.0:
+            _read_apart(at, inputs, out, values, d, e, PLAN)
 
 
 @triton.jit
-def _read_apart(queries, values, d, e, PLAN: tl.constexpr):
-    """What the queries read of the summary, one head after the other."""
-    found = tl.full([queries.shape[0], values.shape[1]], 0.0, tl.float32)
-    for head in range(0, PLAN.group):
-        own = tl.where((d // PLAN.d == head)[None, :], queries, 0.0).to(queries.dtype)
-        more = tl.dot(own, values, input_precision=PLAN.precision)
-        found = tl.where((e // PLAN.e == head)[None, :], more, found)
-    return found
+def _read_apart(at, inputs, out, values, d, e, PLAN: tl.constexpr):
+    """Write again what the queries read of the summary's channels e, one head after the other."""
+    # Of two threads that write a number, the one that writes it here must be the last.
+    tl.debug_barrier()
+    for first in range(at.first, at.last, PLAN.tile):
+        queries = _pixels(inputs.q, at, first, d, 0.0, PLAN.d, inputs.sizes, PLAN)
+        found = tl.full([PLAN.tile, e.shape[0]], 0.0, tl.float32)
+        for head in range(0, PLAN.group):
+            own = tl.where((d // PLAN.d == head)[None, :], queries, 0.0).to(queries.dtype)
+            more = tl.dot(own, values, input_precision=PLAN.precision)
+            found = tl.where((e // PLAN.e == head)[None, :], more, found)
+        _store_pixels(out, at, first, found, e, PLAN.e, inputs.sizes, PLAN)
 
 
 @triton.jit
@@ -271,15 +295,19 @@ def _pixels(source, at, first, channels, nothing, WIDTH: tl.constexpr, sizes, PL
     """A tile (p, channels) of a map from pixel `first` on; `nothing` outside. `WIDTH`: channels of a head."""
     pixels = first + tl.arange(0, PLAN.tile)
     if PLAN.flat:
-        places = pixels.to(tl.int64) * source.col
+        places = pixels.to(tl.int64) * plain(source.col)
     else:
-        places = (pixels // sizes.w).to(tl.int64) * source.row + (pixels % sizes.w).to(tl.int64) * source.col
+        row = (pixels // sizes.w).to(tl.int64)
+        places = row * plain(source.row) + (pixels % sizes.w).to(tl.int64) * plain(source.col)
+    # Strides are counted in runs of channels: so the compiler sees how many numbers it may load at once.
+    places *= PLAN.run
     if PLAN.packed:
         # A stride that the compiler knows tells it how the channels are aligned.
         of_channels = at.group * (PLAN.group * WIDTH) + channels
     else:
-        of_channels = (at.group * PLAN.group + channels // WIDTH).to(tl.int64) * source.head + channels % WIDTH
-    start = source.start + at.b * source.image
+        heads = (at.group * PLAN.group + channels // WIDTH).to(tl.int64) * plain(source.head)
+        of_channels = heads * PLAN.run + channels % WIDTH
+    start = source.start + at.b * plain(source.image) * PLAN.run
     mask = (pixels < at.last)[:, None] & (channels < PLAN.group * WIDTH)[None, :]
     return tl.load(start + places[:, None] + of_channels[None, :], mask=mask, other=nothing)
 

@@ -1,10 +1,12 @@
 """How the Triton kernels of content attention cut their work, chosen from the shapes alone."""
 
+import functools
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
-from parhelion.ops.gpu import NARROWEST, Map, padded, precision
+from parhelion.ops.gpu import NARROWEST, SETTINGS, Layout, Map, common_run, padded, unspecialised
 
 # Warps that keep a GPU busy: sixteen for each of an H100's 132 multiprocessors, and as many on any other GPU, so that
 # results do not depend on it. An image is cut into chunks where images and heads are fewer.
@@ -38,11 +40,16 @@ class Plan(NamedTuple):
     """Whether the channels of the heads lie side by side in all maps."""
     flat: bool
     """Whether the rows of pixels follow each other in all maps."""
+    run: int
+    """Channels that the strides of the maps are counted in."""
     precision: str
 
 
 class Sizes(NamedTuple):
-    """Pixels, pixels in a row, heads, pixels in a chunk (whole tiles), and chunks, as a kernel takes them."""
+    """Pixels, pixels in a row, heads, pixels in a chunk (whole tiles), and chunks.
+
+    As a kernel takes them, they are `unspecialised`.
+    """
 
     pixels: int
     w: int
@@ -67,14 +74,40 @@ class Summary(NamedTuple):
     statistics: Tensor
 
 
-def plan(q: Tensor, k: Tensor, v: Tensor) -> Plan:
-    """The plan for maps of these shapes, strides and this dtype."""
+class Setting(NamedTuple):
+    """How the kernels of a call are launched: all but the tensors."""
+
+    cut: Plan
+    sizes: Sizes
+    images: int
+    num_warps: int
+    num_stages: int
+    numbers: Sizes
+    """The sizes as kernels take them."""
+
+    @property
+    def whole(self) -> bool:
+        """Whether one program takes a group of heads of an image from beginning to end."""
+        return self.sizes.chunks == self.cut.slices_d == self.cut.slices_e == 1
+
+
+@functools.lru_cache(SETTINGS)
+def setting(q: Layout, k: Layout, v: Layout, dtype: torch.dtype, precision: str) -> Setting:
+    """The setting for maps of these layouts; kept, since a network asks for the same ones at every step."""
+    cut = plan(q, k, v, dtype, precision)
+    _, _, num_warps, num_stages = effort_for(max(cut.padded_d, cut.padded_e) * dtype.itemsize)
+    sizes = sizes_of(q, cut, num_warps)
+    return Setting(cut, sizes, q.shape[0], num_warps, num_stages, Sizes(*map(unspecialised, sizes)))
+
+
+def plan(q: Layout, k: Layout, v: Layout, dtype: torch.dtype, precision: str) -> Plan:
+    """The plan for maps of these layouts."""
     heads, d, e = q.shape[3], q.shape[4], v.shape[4]
     maps = (q, k, v)
-    packed = heads == 1 or all(tensor.stride(3) == tensor.shape[4] for tensor in maps)
+    packed = heads == 1 or all(one.strides[3] == one.shape[4] for one in maps)
     group = heads_per_group(heads, max(d, e))
     padded_d, padded_e = padded(group * d), padded(group * e)
-    effort = effort_for(max(padded_d, padded_e) * q.element_size())
+    effort = effort_for(max(padded_d, padded_e) * dtype.itemsize)
     slice_d, slice_e = (min(width, effort.slice) for width in (padded_d, padded_e))
     return Plan(
         d=d,
@@ -88,8 +121,9 @@ def plan(q: Tensor, k: Tensor, v: Tensor) -> Plan:
         slices_e=-(-group * e // slice_e),
         tile=min(effort.tile, padded(q.shape[1] * q.shape[2])),
         packed=packed,
-        flat=all(rows_follow(tensor) for tensor in maps),
-        precision=precision(q.dtype),
+        flat=all(rows_follow(one) for one in maps),
+        run=common_run(*maps),
+        precision=precision,
     )
 
 
@@ -114,26 +148,21 @@ def effort_for(pixel_bytes: int) -> Effort:
     return Effort(32, 64, 8, 1) if pixel_bytes <= 512 else Effort(16, 32, 8, 1)
 
 
-def effort(cut: Plan, element_bytes: int) -> Effort:
-    """What a program of a plan takes on."""
-    return effort_for(max(cut.padded_d, cut.padded_e) * element_bytes)
-
-
 def heads_per_group(heads: int, width: int) -> int:
     """Heads that fill the narrowest block: as many as divide all heads."""
     return next(group for group in range(max(1, NARROWEST // width), 0, -1) if heads % group == 0)
 
 
-def rows_follow(tensor: Tensor) -> bool:
+def rows_follow(one: Layout) -> bool:
     """Whether each row of a map begins where the one above ends."""
-    return tensor.shape[1] <= 1 or tensor.stride(1) == tensor.shape[2] * tensor.stride(2)
+    return one.shape[1] <= 1 or one.strides[1] == one.shape[2] * one.strides[2]
 
 
-def sizes_of(q: Tensor, cut: Plan) -> Sizes:
+def sizes_of(q: Layout, cut: Plan, num_warps: int) -> Sizes:
     """The image and its chunks: one where images and heads are many, else so many that the programs are."""
     batch, h, w, heads, _ = q.shape
     tiles = -(-h * w // cut.tile)
-    warps = max(1, batch * (heads // cut.group) * effort(cut, q.element_size()).warps)
+    warps = max(1, batch * (heads // cut.group) * num_warps)
     chunks = min(-(-WARPS // warps), MOST_CHUNKS, -(-tiles // 2))
     chunk = -(-tiles // chunks) * cut.tile
     return Sizes(h * w, w, heads, chunk, -(-h * w // chunk))

@@ -10,6 +10,30 @@ Relative = Literal["halves", "summed"]
 Offsets = Literal["pixels", "queries"]
 
 
+class Geometry(NamedTuple):
+    """A window in whole numbers, which is how the operators of kernels take it."""
+
+    block: int
+    halo: int
+    stride: int
+    step: int
+    """How far the offset of a key moves from one query of a block to the next."""
+    masked: int
+    """1 where nothing lies outside the image, 0 where zeros do."""
+    summed: int
+    """1 where all channels of a query meet both tables, 0 where each meets one."""
+
+    @property
+    def side(self) -> int:
+        """Pixels along one side of the window."""
+        return self.block + 2 * self.halo
+
+    @property
+    def queries(self) -> int:
+        """Queries along one side of a block."""
+        return self.block // self.stride
+
+
 class Window(NamedTuple):
     """The choices of `halo_attention`, named as there, for the implementations."""
 
@@ -22,19 +46,11 @@ class Window(NamedTuple):
     offsets: Offsets = "pixels"
 
     @property
-    def step(self) -> int:
-        """How far the offset of a key moves from one query of a block to the next."""
-        return self.stride if self.offsets == "pixels" else 1
-
-    @property
-    def side(self) -> int:
-        """Pixels along one side of the window."""
-        return self.block + 2 * self.halo
-
-    @property
-    def queries(self) -> int:
-        """Queries along one side of a block."""
-        return self.block // self.stride
+    def geometry(self) -> Geometry:
+        """The window in whole numbers, but for the scale."""
+        step = self.stride if self.offsets == "pixels" else 1
+        masked, summed = self.border == "masked", self.relative == "summed"
+        return Geometry(self.block, self.halo, self.stride, step, int(masked), int(summed))
 
 
 def table_rows(block: int, halo: int) -> int:

@@ -1,13 +1,14 @@
 """Halo attention in compiled code: `cpu.cpp` as a custom operator, forward and backward."""
 
 import ctypes
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from parhelion import native
-from parhelion.ops.halo.contract import Window
+from parhelion.ops.halo.contract import Geometry, Window
 
 
 def why_not_cpu(q: Tensor, k: Tensor, v: Tensor) -> str | None:
@@ -23,10 +24,7 @@ def halo_attention_cpu(q: Tensor, k: Tensor, v: Tensor, tables: tuple[Tensor, Te
     whose channels do not lie side by side are copied first. Second derivatives are not available.
     """
     table_h, table_w = (None, None) if tables is None else (table.to(q.dtype).float().contiguous() for table in tables)
-    masked, summed = window.border == "masked", window.relative == "summed"
-    return _forward(
-        q, k, v, table_h, table_w, window.block, window.halo, window.stride, window.step, masked, summed, window.scale
-    )[0]
+    return _forward(q, k, v, table_h, table_w, list(window.geometry), window.scale)[0]
 
 
 class _Call(ctypes.Structure):
@@ -43,7 +41,9 @@ class _Call(ctypes.Structure):
     )
 
 
-def _call(q: Tensor, k: Tensor, v: Tensor, choices: dict[str, Any], tensors: dict[str, Tensor | None]) -> _Call:
+def _call(
+    q: Tensor, k: Tensor, v: Tensor, geometry: Sequence[int], scale: float, tensors: Mapping[str, Tensor | None]
+) -> _Call:
     """The kernel's arguments; every tensor must live until it returns."""
     batch, h, w, heads, d = k.shape
     maps = {"q": q, "k": k, "v": v}
@@ -57,33 +57,28 @@ def _call(q: Tensor, k: Tensor, v: Tensor, choices: dict[str, Any], tensors: dic
         d=d,
         e=v.shape[-1],
         threads=torch.get_num_threads(),
-        **choices,
+        scale=scale,
+        **Geometry(*geometry)._asdict(),
         **{f"{name}_strides": native.strides(tensor, 0, 1, 2, 3) for name, tensor in maps.items()},
         **{name: tensor.data_ptr() for name, tensor in {**maps, **tensors}.items() if tensor is not None},
     )
 
 
 @torch.library.custom_op("parhelion::halo_attention_cpu", mutates_args=(), device_types="cpu")
-def _forward(  # noqa: PLR0913  an operator's arguments are flat
+def _forward(
     q: Tensor,
     k: Tensor,
     v: Tensor,
     table_h: Tensor | None,
     table_w: Tensor | None,
-    block: int,
-    halo: int,
-    stride: int,
-    step: int,
-    masked: bool,
-    summed: bool,
+    geometry: list[int],
     scale: float,
 ) -> tuple[Tensor, Tensor]:
     """The output, and per query and head what the backward pass needs of the softmax."""
     q, k, v = (native.side_by_side(tensor) for tensor in (q, k, v))
-    choices = {"block": block, "halo": halo, "stride": stride, "step": step, "masked": masked, "summed": summed}
-    out, statistics = _forward_fake(q, k, v, table_h, table_w, block, halo, stride, step, masked, summed, scale)
+    out, statistics = _forward_fake(q, k, v)
     tensors = {"table_h": table_h, "table_w": table_w, "out": out, "statistics": statistics}
-    native.run("halo_forward", q, _call(q, k, v, {**choices, "scale": scale}, tensors))
+    native.run("halo_forward", q, _call(q, k, v, geometry, scale, tensors))
     return out, statistics
 
 
@@ -101,17 +96,11 @@ def _backward(  # noqa: PLR0913  an operator's arguments are flat
     v: Tensor,
     table_h: Tensor | None,
     table_w: Tensor | None,
-    block: int,
-    halo: int,
-    stride: int,
-    step: int,
-    masked: bool,
-    summed: bool,
+    geometry: list[int],
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k, v and the tables (empty where there is no table)."""
     q, k, v = (native.side_by_side(tensor) for tensor in (q, k, v))
-    choices = {"block": block, "halo": halo, "stride": stride, "step": step, "masked": masked, "summed": summed}
     grad_q = q.new_empty(q.shape)
     # Windows overlap, so these are sums, and sums are taken in float32.
     grad_k, grad_v = (torch.zeros(tensor.shape, dtype=torch.float32) for tensor in (k, v))
@@ -119,8 +108,7 @@ def _backward(  # noqa: PLR0913  an operator's arguments are flat
     tensors = {"table_h": table_h, "table_w": table_w, "statistics": statistics}
     gradients = {"grad_out": grad_out.contiguous(), "grad_q": grad_q, "grad_k": grad_k, "grad_v": grad_v}
     to_tables = {"grad_table_h": grad_h, "grad_table_w": grad_w}
-    call = _call(q, k, v, {**choices, "scale": scale}, {**tensors, **gradients, **to_tables})
-    native.run("halo_backward", q, call)
+    native.run("halo_backward", q, _call(q, k, v, geometry, scale, {**tensors, **gradients, **to_tables}))
     return grad_q, grad_k.to(k.dtype), grad_v.to(v.dtype), grad_h, grad_w
 
 

@@ -18,7 +18,7 @@ def halo_attention_reference(
 
     Sizes are never compared, not even with 1, so that torch.export makes one program for all of them.
     """
-    block, halo, side, queries = window.block, window.halo, window.side, window.queries
+    block, halo, side, queries = window.block, window.halo, window.geometry.side, window.geometry.queries
     blocks = ((k.shape[1] - 1) // block + 1, (k.shape[2] - 1) // block + 1)
     tiles = _squares(q * window.scale, blocks, queries, step=queries)
     keys, values = (_squares(x, blocks, side, step=block, before=halo) for x in (k, v))
@@ -67,8 +67,9 @@ def _relative_logits(
     q: Float[Tensor, "z i j d"], tables: tuple[Tensor, Tensor], window: Window
 ) -> Float[Tensor, "z i j a c"]:
     """Each axis reads its own table at the offset key - step * query, whose lowest value is row 0."""
-    queries = torch.arange(window.queries, device=q.device) * window.step
-    keys = torch.arange(window.side, device=q.device)
+    geometry = window.geometry
+    queries = torch.arange(geometry.queries, device=q.device) * geometry.step
+    keys = torch.arange(geometry.side, device=q.device)
     rows = keys - queries[:, None] + (window.block - 1)
     embeddings_h, embeddings_w = (table.to(q.dtype)[rows] for table in tables)
     split = table_widths(q.shape[-1], window.relative)

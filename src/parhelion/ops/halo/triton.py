@@ -1,6 +1,6 @@
 """Halo attention on GPUs: the Triton kernels as a custom operator, forward and backward."""
 
-import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -8,9 +8,9 @@ from torch import Tensor
 
 from parhelion.native import side_by_side
 from parhelion.ops import gpu
-from parhelion.ops.gpu import Launch, as_map, common_run
-from parhelion.ops.halo.contract import Border, Offsets, Relative, Window
-from parhelion.ops.halo.triton_plan import Inputs, Plan, Scale, Sizes, Table, plan, stages, warps
+from parhelion.ops.gpu import Launch, as_map, layout
+from parhelion.ops.halo.contract import Geometry, Window
+from parhelion.ops.halo.triton_plan import Choices, Inputs, Setting, Table, setting
 
 # Programs that share the tiles of queries in the backward pass: eight for each of an H100's 132 multiprocessors, and as
 # many on any other GPU, so that the tables' gradients are summed in one order.
@@ -33,58 +33,43 @@ def halo_attention_triton(
     derivatives are not available.
     """
     table_h, table_w = (None, None) if tables is None else tables
-    masked, summed = window.border == "masked", window.relative == "summed"
-    return _forward(
-        q, k, v, table_h, table_w, window.block, window.halo, window.stride, window.step, masked, summed, window.scale
-    )[0]
+    leaves = (tensor for tensor in (q, k, v, table_h, table_w) if tensor is not None)
+    differentiable = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in leaves)
+    return _forward(q, k, v, table_h, table_w, list(window.geometry), window.scale, differentiable)[0]
 
 
 class Call(NamedTuple):
     """A call of the operation: what its kernels are launched with."""
 
     inputs: Inputs
-    cut: Plan
-    num_warps: int
-    gain: float
-    """Factor on the gradients of queries (times the sign), keys and tables."""
+    setting: Setting
 
-    @property
-    def images(self) -> int:
-        """Images of the batch."""
-        return self.inputs.q.start.shape[0]
-
-    @property
-    def units(self) -> int:
-        """Tiles of queries in all."""
-        sizes = self.inputs.sizes
-        return self.images * sizes.blocks_h * sizes.blocks_w * sizes.heads * self.cut.tiles
-
-    def forward(self, out: Tensor, statistics: Tensor) -> Launch:
-        """Fills `out` and `statistics`."""
-        sizes = self.inputs.sizes
-        grid = (sizes.blocks_w * sizes.heads * self.cut.tiles, sizes.blocks_h, self.images)
+    def forward(self, out: Tensor, statistics: Tensor | None) -> Launch:
+        """Fills `out` and, where there are any, `statistics`."""
+        sizes, images = self.setting.sizes, self.setting.images
+        grid = (sizes.blocks_w * sizes.heads * self.setting.cut.tiles, sizes.blocks_h, images)
         return self._launch("forward", grid, out, statistics)
 
     def backward_queries(self, saved: "Saved", grad_q: Tensor, grad_tables: Tensor) -> Launch:
-        """Fills `grad_q` and `saved.delta`, and adds to `grad_tables`: (programs, 2, offsets, channels), padded."""
+        """Fills `grad_q` and `saved.delta`, and adds to `grad_tables` (programs, tables, offsets, channels), padded."""
         read = (saved.out, saved.statistics, saved.grad_out, saved.delta)
-        others = (*read, grad_q, grad_tables, self.gain, self.units)
+        others = (*read, grad_q, grad_tables, self.setting.gain, self.setting.units)
         return self._launch("backward_queries", (grad_tables.shape[0],), *others)
 
     def backward_keys(self, saved: "Saved", grad_k: Tensor, grad_v: Tensor) -> Launch:
         """Fills `grad_k` and `grad_v`; `saved.delta` must be there."""
-        cut, sizes = self.cut, self.inputs.sizes
+        cut, sizes = self.setting.cut, self.setting.sizes
         rows, cols = (-(-(size + cut.key_shift) // cut.key_side) for size in (sizes.h, sizes.w))
-        read = (saved.statistics, saved.delta, saved.grad_out)
-        return self._launch("backward_keys", (cols * sizes.heads, rows, self.images), *read, grad_k, grad_v, self.gain)
+        others = (saved.statistics, saved.delta, saved.grad_out, grad_k, grad_v, self.setting.gain)
+        return self._launch("backward_keys", (cols * sizes.heads, rows, self.setting.images), *others)
 
     def _launch(self, name: str, grid: tuple[int, ...], *others: Any) -> Launch:
         from parhelion.ops.halo import triton_kernels
 
         choices = {
-            "PLAN": self.cut,
-            "num_warps": self.num_warps,
-            "num_stages": stages(self.cut),
+            "PLAN": self.setting.cut,
+            "num_warps": self.setting.num_warps,
+            "num_stages": self.setting.num_stages,
             "enable_fp_fusion": True,
         }
         device = self.inputs.q.start.device
@@ -92,7 +77,11 @@ class Call(NamedTuple):
 
 
 class Saved(NamedTuple):
-    """What the backward pass reads besides the inputs: maps (b, qh, qw, n, e), statistics, delta (b, qh, qw, n)."""
+    """What the backward pass reads besides the inputs: maps (b, qh, qw, n, e), statistics, delta (b, qh, qw, n).
+
+    `statistics` (b, qh, qw, n, 1 or 2) are what turns logits into weights: the level at which these sum to one, or in
+    float32 the highest logit and the sum of the weights, that of the highest being 1.
+    """
 
     grad_out: Tensor
     out: Tensor
@@ -100,67 +89,51 @@ class Saved(NamedTuple):
     delta: Tensor
 
 
-def new_call(  # noqa: PLR0913  an operator's arguments are flat
+def new_call(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    table_h: Tensor | None,
-    table_w: Tensor | None,
-    block: int,
-    halo: int,
-    stride: int,
-    step: int,
-    masked: bool,
-    summed: bool,
+    tables: tuple[Tensor | None, Tensor | None],
+    geometry: Sequence[int],
     scale: float,
     *,
     backward: bool,
 ) -> Call:
     """The call with an operator's arguments."""
-    border: Border = "masked" if masked else "zero"
-    relative: Relative = "summed" if summed else "halves"
-    offsets: Offsets = "pixels" if step == stride else "queries"
-    window = Window(block, halo, stride, border, scale, relative, offsets)
-    q, k, v = (side_by_side(tensor) for tensor in (q, k, v))
-    run = common_run(q, k, v)
-    cut = plan(q, v, window, relative=table_h is not None, backward=backward, run=run)
-    map_q, map_k, map_v = (as_map(tensor, run) for tensor in (q, k, v))
+    q, k, v = side_by_side(q), side_by_side(k), side_by_side(v)
+    relative, exactness = tables[0] is not None, gpu.precision(q.dtype)
+    choices = Choices(Geometry(*geometry), scale, relative, backward, q.dtype, exactness)
+    made = setting(layout(q), layout(k), layout(v), choices)
+    run = made.cut.run
     # A table that is absent is never read, but a kernel wants an address all the same.
-    tables = (q if table is None else side_by_side(table) for table in (table_h, table_w))
-    rows_h, rows_w = (Table(table, table.stride(0)) for table in tables)
-    (h, w), (query_h, query_w) = k.shape[1:3], q.shape[1:3]
-    sizes = Sizes(h, w, query_h, query_w, -(-h // block), -(-w // block), q.shape[3])
-    # A scale of zero zeroes the queries instead, so that minus infinity stays what it is.
-    powers = Scale((abs(scale) or 1.0) * math.log2(math.e), math.copysign(1.0, scale) if scale else 0.0)
-    inputs = Inputs(map_q, map_k, map_v, rows_h, rows_w, sizes, powers)
-    return Call(inputs, cut, warps(cut, backward=backward), abs(scale))
+    rows_h, rows_w = (Table(q if table is None else table.contiguous()) for table in tables)
+    maps = (as_map(q, run), as_map(k, run), as_map(v, run))
+    return Call(Inputs(*maps, rows_h, rows_w, made.numbers, made.scale), made)
 
 
 @torch.library.custom_op("parhelion::halo_attention_triton", mutates_args=())
-def _forward(  # noqa: PLR0913  an operator's arguments are flat
+def _forward(
     q: Tensor,
     k: Tensor,
     v: Tensor,
     table_h: Tensor | None,
     table_w: Tensor | None,
-    block: int,
-    halo: int,
-    stride: int,
-    step: int,
-    masked: bool,
-    summed: bool,
+    geometry: list[int],
     scale: float,
+    differentiable: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The output, and for each query and head its highest logit and the sum of its weights, the highest being 1."""
-    call = new_call(q, k, v, table_h, table_w, block, halo, stride, step, masked, summed, scale, backward=False)
-    out, statistics = _forward_fake(q, k, v)
-    call.forward(out, statistics)()
+    """The output, and statistics for the backward pass: none of them unless `differentiable`."""
+    call = new_call(q, k, v, (table_h, table_w), geometry, scale, backward=False)
+    out, statistics = _forward_fake(q, k, v, differentiable)
+    call.forward(out, statistics if differentiable else None)()
     return out, statistics
 
 
 @_forward.register_fake
-def _forward_fake(q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    return q.new_empty(*q.shape[:4], v.shape[-1]), q.new_empty(*q.shape[:4], 2, dtype=torch.float32)
+def _forward_fake(q: Tensor, k: Tensor, v: Tensor, *choices: Any) -> tuple[Tensor, Tensor]:
+    differentiable = choices[-1]
+    numbers = (2 if q.dtype == torch.float32 else 1) if differentiable else 0
+    return q.new_empty(*q.shape[:4], v.shape[-1]), q.new_empty(*q.shape[:4], numbers, dtype=torch.float32)
 
 
 @torch.library.custom_op("parhelion::halo_attention_triton_backward", mutates_args=())
@@ -173,20 +146,16 @@ def _backward(  # noqa: PLR0913  an operator's arguments are flat
     v: Tensor,
     table_h: Tensor | None,
     table_w: Tensor | None,
-    block: int,
-    halo: int,
-    stride: int,
-    step: int,
-    masked: bool,
-    summed: bool,
+    geometry: list[int],
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k, v and the tables (empty where there is no table)."""
-    call = new_call(q, k, v, table_h, table_w, block, halo, stride, step, masked, summed, scale, backward=True)
-    cut = call.cut
-    saved = Saved(grad_out.contiguous(), out, statistics, torch.empty_like(statistics[..., 0]))
+    call = new_call(q, k, v, (table_h, table_w), geometry, scale, backward=True)
+    cut = call.setting.cut
+    saved = Saved(grad_out.contiguous(), out, statistics, q.new_empty(q.shape[:4], dtype=torch.float32))
     grad_q, grad_k, grad_v = (tensor.new_empty(tensor.shape) for tensor in (q, k, v))
-    partial = q.new_zeros(min(PROGRAMS, call.units), 2, cut.padded_offsets, cut.padded_d, dtype=torch.float32)
+    shape = (2 if cut.relative else 0, cut.padded_offsets, cut.padded_d)
+    partial = q.new_zeros(min(PROGRAMS, call.setting.units), *shape, dtype=torch.float32)
     call.backward_queries(saved, grad_q, partial)()
     call.backward_keys(saved, grad_k, grad_v)()
     if table_h is None or table_w is None:
@@ -221,14 +190,14 @@ def _backward_fake(
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     ctx.save_for_backward(*output, *inputs[:5])
-    ctx.choices = inputs[5:]
+    ctx.choices = inputs[5:-1]
 
 
 def _differentiate(ctx: Any, grad_out: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
     saved = ctx.saved_tensors  # once: under activation checkpointing a second look is an error
     *maps, grad_table_h, grad_table_w = _backward(grad_out, *saved, *ctx.choices)
     tables = (None, None) if saved[-1] is None else (grad_table_h, grad_table_w)
-    return *maps, *tables, *(None,) * len(ctx.choices)
+    return *maps, *tables, *(None,) * (len(ctx.choices) + 1)
 
 
 _forward.register_autograd(_differentiate, setup_context=_save)

@@ -1,11 +1,14 @@
 """How the Triton kernels of halo attention cut their work, chosen from the shapes alone."""
 
+import functools
+import math
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
-from parhelion.ops.gpu import Map, padded, precision
-from parhelion.ops.halo.contract import Window, table_rows, table_widths
+from parhelion.ops.gpu import SETTINGS, Layout, Map, common_run, padded, unspecialised
+from parhelion.ops.halo.contract import Geometry, Relative, table_rows, table_widths
 
 # A tile of keys costs as many instructions as this many keys more: counted in the machine code for sm_90.
 OVERHEAD_KEYS = 48
@@ -63,14 +66,13 @@ class Plan(NamedTuple):
 
 
 class Table(NamedTuple):
-    """A table (offsets, channels) as a kernel takes it, channels side by side."""
+    """A table (offsets, channels) as a kernel takes it, without gaps."""
 
     start: Tensor
-    row: int
 
 
 class Sizes(NamedTuple):
-    """Pixels, queries and blocks along each axis, and heads, as a kernel takes them."""
+    """Pixels, queries and blocks along each axis, and heads; as a kernel takes them, they are `unspecialised`."""
 
     h: int
     w: int
@@ -100,11 +102,65 @@ class Inputs(NamedTuple):
     scale: Scale
 
 
-def plan(q: Tensor, v: Tensor, window: Window, *, relative: bool, backward: bool, run: int = 1) -> Plan:
-    """The plan for maps of these shapes and this dtype."""
-    d, e = q.shape[-1], v.shape[-1]
-    width_h, width_w = table_widths(d, window.relative)
-    offsets, size = table_rows(window.block, window.halo), q.element_size()
+class Choices(NamedTuple):
+    """What of a call, besides the layouts of its maps, its kernels are launched by."""
+
+    geometry: Geometry
+    scale: float
+    relative: bool
+    """Whether there are tables."""
+    backward: bool
+    dtype: torch.dtype
+    precision: str
+
+
+class Setting(NamedTuple):
+    """How the kernels of a call are launched: all but the tensors."""
+
+    cut: Plan
+    sizes: Sizes
+    images: int
+    num_warps: int
+    num_stages: int
+    numbers: Sizes
+    """The sizes as kernels take them."""
+    scale: Scale
+    gain: float
+    """Factor on the gradients of queries (times the sign), keys and tables."""
+
+    @property
+    def units(self) -> int:
+        """Tiles of queries in all."""
+        return self.images * self.sizes.blocks_h * self.sizes.blocks_w * self.sizes.heads * self.cut.tiles
+
+
+@functools.lru_cache(SETTINGS)
+def setting(q: Layout, k: Layout, v: Layout, choices: Choices) -> Setting:
+    """The setting for maps of these layouts; kept, since a network asks for the same ones at every step."""
+    cut = plan(q.shape[-1], v.shape[-1], choices, run=common_run(q, k, v))
+    (h, w), (query_h, query_w) = k.shape[1:3], q.shape[1:3]
+    block, scale = cut.block, choices.scale
+    sizes = Sizes(h, w, query_h, query_w, -(-h // block), -(-w // block), q.shape[3])
+    # A scale of zero zeroes the queries instead, so that minus infinity stays what it is.
+    powers = Scale((abs(scale) or 1.0) * math.log2(math.e), math.copysign(1.0, scale) if scale else 0.0)
+    return Setting(
+        cut=cut,
+        sizes=sizes,
+        images=q.shape[0],
+        num_warps=warps(cut, backward=choices.backward),
+        num_stages=stages(cut),
+        numbers=Sizes(*map(unspecialised, sizes)),
+        scale=powers,
+        gain=abs(scale),
+    )
+
+
+def plan(d: int, e: int, choices: Choices, *, run: int = 1) -> Plan:
+    """The plan for heads of so many channels of keys and values."""
+    window, backward, size = choices.geometry, choices.backward, choices.dtype.itemsize
+    summed: Relative = "summed" if window.summed else "halves"
+    width_h, width_w = table_widths(d, summed)
+    offsets = table_rows(window.block, window.halo)
     width, padded_offsets = padded(max(d, e)) * size, padded(offsets)
     queries = query_tile(
         window.queries**2, most=16 if width > 256 else 32 if many_numbers(padded_offsets, size) else 64
@@ -122,11 +178,11 @@ def plan(q: Tensor, v: Tensor, window: Window, *, relative: bool, backward: bool
         side=window.side,
         stride=window.stride,
         step=window.step,
-        masked=window.border == "masked",
-        relative=relative,
+        masked=bool(window.masked),
+        relative=choices.relative,
         width_h=width_h,
         width_w=width_w,
-        first_w=0 if window.relative == "summed" else width_h,
+        first_w=0 if window.summed else width_h,
         run=run,
         queries=queries,
         tiles=-(-(window.queries**2) // queries),
@@ -140,7 +196,7 @@ def plan(q: Tensor, v: Tensor, window: Window, *, relative: bool, backward: bool
         padded_offsets=padded_offsets,
         padded_side=padded(window.side),
         exact=size == 4,
-        precision=precision(q.dtype),
+        precision=choices.precision,
     )
 
 
@@ -160,14 +216,12 @@ def key_tiles(side: int, *, most: int) -> tuple[tuple[int, int], tuple[int, int]
 
     Sides are powers of two, which a window's is not, so a window of 18 columns is cut into 16 and 2.
     """
-    whole = _panel(side, padded(side, 4), most)
     begin = 1 << (side.bit_length() - 1)
-    if begin in (side, padded(side, 4)) or begin < 4:
-        return whole, (0, 0)
-    first, rest = _panel(side, begin, most), _panel(side, padded(side - begin, 4), most)
-    if _cost(side, *first) + _cost(side, *rest) < _cost(side, *whole):
-        return first, rest
-    return whole, (0, 0)
+    cuts = [(padded(side, 4), 0)] if padded(side, 4) <= most else []
+    if begin >= 4 and begin not in (side, padded(side, 4)):
+        cuts.append((begin, padded(side - begin, 4)))
+    choices = [(_panel(side, first, most), _panel(side, rest, most) if rest else (0, 0)) for first, rest in cuts]
+    return min(choices, key=lambda tiles: sum(_cost(side, *tile) for tile in tiles if tile[1]))
 
 
 def key_shift(block: int, halo: int, side: int) -> int:
