@@ -1,4 +1,4 @@
-"""Compile every Triton kernel to machine code, and say what it takes of a GPU: registers, spills, shared memory.
+"""Compile every Triton kernel to machine code, and say what it takes of a GPU: registers, spills, shared memory, loads.
 
     python benchmarks/machine_code.py                # sm_80 and sm_90, into benchmarks/results/machine_code.json
     python benchmarks/machine_code.py --only 'halo*' # some cases, to the terminal
@@ -12,6 +12,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
@@ -34,11 +35,25 @@ from parhelion.train.atomic import write_json
 
 RESULTS = Path(__file__).parent / "results" / "machine_code.json"
 CAPABILITIES = (80, 90)
-HEADINGS = ("case", "kernel", "GPU", "warps", "registers", "spilled bytes", "shared KiB", "instructions")
+HEADINGS = (
+    "case",
+    "kernel",
+    "GPU",
+    "warps",
+    "registers",
+    "spilled bytes",
+    "shared KiB",
+    "instructions",
+    "loads by bytes",
+)
+LOAD = re.compile(r"\bLDG(?:STS)?\.([\w.]+)")
 
 
 class Figures(NamedTuple):
-    """What one kernel takes: registers a thread, bytes spilled a thread, bytes of shared memory a program."""
+    """What one kernel takes: registers a thread, bytes spilled a thread, bytes of shared memory a program.
+
+    `loads`: how many instructions read global memory, by the bytes that they read for a thread.
+    """
 
     case: str
     kernel: str
@@ -48,21 +63,33 @@ class Figures(NamedTuple):
     spilled: int
     shared: int
     instructions: int
+    loads: dict[int, int]
 
     def cells(self) -> tuple[str, ...]:
         """The figures as text, in the order of `HEADINGS`."""
         shared = f"{self.shared / 1024:.1f}"
-        numbers = (self.warps, self.registers, self.spilled, shared, self.instructions)
+        loads = " ".join(f"{width}x{count}" for width, count in self.loads.items())
+        numbers = (self.warps, self.registers, self.spilled, shared, self.instructions, loads)
         return (self.case, self.kernel, f"sm_{self.capability}", *map(str, numbers))
 
 
-def halo(size: int, channels: int, heads: int, block: int, halo: int, dtype: torch.dtype, ratio: int = 1) -> None:
+def halo(
+    size: int,
+    channels: int,
+    heads: int,
+    block: int,
+    halo: int,
+    dtype: torch.dtype,
+    ratio: int = 1,
+    tables: torch.dtype = torch.float32,
+) -> None:
     """A call of halo attention, forward and backward; values have `ratio` times the channels of the keys."""
     d = channels // heads
     q, k = (torch.zeros(1, size, size, heads, d, dtype=dtype, requires_grad=True) for _ in "qk")
     v = torch.zeros(1, size, size, heads, ratio * d, dtype=dtype, requires_grad=True)
     widths = table_widths(d, "halves")
-    table_h, table_w = (torch.zeros(table_rows(block, halo), width, requires_grad=True) for width in widths)
+    rows = table_rows(block, halo)
+    table_h, table_w = (torch.zeros(rows, width, dtype=tables, requires_grad=True) for width in widths)
     window = Window(block, halo, 1, "zero", 1.0, "halves")
     _back(halo_attention_triton(q, k, v, (table_h, table_w), window), q, k, v, table_h, table_w)
 
@@ -97,6 +124,7 @@ CASES: dict[str, Callable[[], None]] = {
     "halo, 512 channels, values x4, b 10 h 3": partial(halo, 20, 512, 8, 10, 3, BF16, ratio=4),
     "halo, 64 channels, b 8 h 3, fp16":      partial(halo, 64, 64, 4, 8, 3, FP16),
     "halo, 64 channels, b 8 h 3, fp32":      partial(halo, 64, 64, 4, 8, 3, FP32),
+    "halo, 64 channels, b 8 h 3, tables bf16": partial(halo, 64, 64, 4, 8, 3, BF16, tables=BF16),
     "halo, heads of 256, b 8 h 3":           partial(halo, 16, 512, 2, 8, 3, BF16),
     "halo, heads of 128, b 8 h 3, fp32":     partial(halo, 16, 256, 2, 8, 3, FP32),
     "content, heads of 256":                 partial(content, 28, 512, 2, BF16),
@@ -114,6 +142,7 @@ CASES: dict[str, Callable[[], None]] = {
     "axial, 512 channels, 7x7":              partial(axial, 7, 512, 8, BF16),
     "axial, 64 channels, 56x56, fp32":       partial(axial, 56, 64, 8, FP32),
     "axial, 256 channels, 56x56, fp32":      partial(axial, 56, 256, 8, FP32),
+    "axial, 64 channels, 200x200":           partial(axial, 200, 64, 8, BF16, batch=4),
     # Triton takes a number that is 1 for a constant.
     "halo, one pixel":                       partial(halo, 1, 1, 1, 1, 0, BF16),
     "content, one pixel":                    partial(content, 1, 1, 1, BF16, batch=1),
@@ -203,7 +232,14 @@ def _figures(case: str, capability: int, launch: gpu.Launch, code: Any) -> Figur
         spilled=int(found[2]),
         shared=code.metadata.shared,
         instructions=instructions,
+        loads=dict(sorted(Counter(map(bytes_read, LOAD.findall(listing))).items())),
     )
+
+
+def bytes_read(modifiers: str) -> int:
+    """Bytes that a load reads for a thread, by what follows its name, such as "E.BYPASS.128": bits, if not 32."""
+    parts = [part.lstrip("SU") for part in modifiers.split(".")]
+    return next((int(part) // 8 for part in parts if part.isdigit()), 4)
 
 
 def _disassembled(option: str, path: str) -> str:

@@ -102,7 +102,7 @@ def backward(inputs, grad_out, grad_q, grad_v, sums, each, units, PLAN: tl.const
 def backward_queries(inputs, grad_out, grad_q, sums, each, units, PLAN: tl.constexpr):
     """Gradients of the queries of `each` tiles; adds to the sums (programs, distances of tiles, 2, a, n, d).
 
-    Distances overlap in their offsets, and yet have sums each: so a thread reads only what it has written itself.
+    Distances overlap in their offsets, and yet have sums each: so a tile of queries adds to each sum only once.
     """
     inputs = _with_plain_sizes(inputs)
     tiles = _tiles(inputs, PLAN)
@@ -121,6 +121,8 @@ def backward_queries(inputs, grad_out, grad_q, sums, each, units, PLAN: tl.const
             tl.store(own.early, _table_grads(tl.load(own.early), slopes.early, queries, PLAN))
             tl.store(own.late, _table_grads(tl.load(own.late), slopes.late, queries, PLAN))
         _store(grad_q, rows, tl.reshape(acc, [PLAN.rows, PLAN.padded_d]), PLAN.d, PLAN.padded_d, PLAN)
+        # A thread may read for the next tile what another has written for this one.
+        tl.debug_barrier()
 
 
 @triton.jit(do_not_specialize=["each", "units"])

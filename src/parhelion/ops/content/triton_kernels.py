@@ -192,25 +192,32 @@ def _level(highest):
 def _read(at, inputs, out, values, e, PLAN: tl.constexpr):
     """Write what the queries read of the summary's channels e."""
     d = tl.arange(0, PLAN.padded_d)
+    spoilt = tl.full([PLAN.tile, e.shape[0]], 0.0, tl.float32)
     for first in range(at.first, at.last, PLAN.tile):
         queries = _pixels(inputs.q, at, first, d, 0.0, PLAN.d, inputs.sizes, PLAN)
         found = tl.dot(queries, values, input_precision=PLAN.precision)
-        if PLAN.group > 1:  # noqa: SIM102  the first condition is known to the compiler
-            # Zero times what is not finite is no number, and is what a head reads of another.
-            if tl.sum(found * 0.0) != 0.0:
-                found = _read_apart(queries, values, d, e, PLAN)
+        if PLAN.group > 1:
+            spoilt += found * 0.0
         _store_pixels(out, at, first, found, e, PLAN.e, inputs.sizes, PLAN)
+    if PLAN.group > 1:  # noqa: SIM102  the first condition is known to the compiler
+        # Zero times what is not finite is no number, and is what a head reads of another.
+        if tl.sum(spoilt) != 0.0:
+            _read_apart(at, inputs, out, values, d, e, PLAN)
 
 
 @triton.jit
-def _read_apart(queries, values, d, e, PLAN: tl.constexpr):
-    """What the queries read of the summary, one head after the other."""
-    found = tl.full([queries.shape[0], values.shape[1]], 0.0, tl.float32)
-    for head in range(0, PLAN.group):
-        own = tl.where((d // PLAN.d == head)[None, :], queries, 0.0).to(queries.dtype)
-        more = tl.dot(own, values, input_precision=PLAN.precision)
-        found = tl.where((e // PLAN.e == head)[None, :], more, found)
-    return found
+def _read_apart(at, inputs, out, values, d, e, PLAN: tl.constexpr):
+    """Write again what the queries read of the summary's channels e, one head after the other."""
+    # Of two threads that write a number, the one that writes it here must be the last.
+    tl.debug_barrier()
+    for first in range(at.first, at.last, PLAN.tile):
+        queries = _pixels(inputs.q, at, first, d, 0.0, PLAN.d, inputs.sizes, PLAN)
+        found = tl.full([PLAN.tile, e.shape[0]], 0.0, tl.float32)
+        for head in range(0, PLAN.group):
+            own = tl.where((d // PLAN.d == head)[None, :], queries, 0.0).to(queries.dtype)
+            more = tl.dot(own, values, input_precision=PLAN.precision)
+            found = tl.where((e // PLAN.e == head)[None, :], more, found)
+        _store_pixels(out, at, first, found, e, PLAN.e, inputs.sizes, PLAN)
 
 
 @triton.jit

@@ -51,7 +51,9 @@ def halo_attention_triton(
     derivatives are not available.
     """
     table_h, table_w = (None, None) if tables is None else tables
-    return _forward(q, k, v, table_h, table_w, list(window.geometry), window.scale)[0]
+    leaves = (tensor for tensor in (q, k, v, table_h, table_w) if tensor is not None)
+    differentiable = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in leaves)
+    return _forward(q, k, v, table_h, table_w, list(window.geometry), window.scale, differentiable)[0]
 
 
 class Call(NamedTuple):
@@ -60,14 +62,14 @@ class Call(NamedTuple):
     inputs: Inputs
     setting: Setting
 
-    def forward(self, out: Tensor, statistics: Tensor) -> Launch:
-        """Fills `out` and `statistics`."""
+    def forward(self, out: Tensor, statistics: Tensor | None) -> Launch:
+        """Fills `out` and, where there are any, `statistics`."""
         sizes, images = self.setting.sizes, self.setting.images
         grid = (sizes.blocks_w * sizes.heads * self.setting.cut.tiles, sizes.blocks_h, images)
         return self._launch("forward", grid, out, statistics)
 
     def backward_queries(self, saved: "Saved", grad_q: Tensor, grad_tables: Tensor) -> Launch:
-        """Fills `grad_q` and `saved.delta`, and adds to `grad_tables`: (programs, 2, offsets, channels), padded."""
+        """Fills `grad_q` and `saved.delta`, and adds to `grad_tables` (programs, tables, offsets, channels), padded."""
         read = (saved.out, saved.statistics, saved.grad_out, saved.delta)
         others = (*read, grad_q, grad_tables, self.setting.gain, self.setting.units)
         return self._launch("backward_queries", (grad_tables.shape[0],), *others)
@@ -93,7 +95,11 @@ class Call(NamedTuple):
 
 
 class Saved(NamedTuple):
-    """What the backward pass reads besides the inputs: maps (b, qh, qw, n, e), statistics, delta (b, qh, qw, n)."""
+    """What the backward pass reads besides the inputs: maps (b, qh, qw, n, e), statistics, delta (b, qh, qw, n).
+
+    `statistics` (b, qh, qw, n, 1 or 2) are what turns logits into weights: the level at which these sum to one, or in
+    float32 the highest logit and the sum of the weights, that of the highest being 1.
+    """
 
     grad_out: Tensor
     out: Tensor
@@ -118,8 +124,7 @@ def new_call(
     made = setting(layout(q), layout(k), layout(v), choices)
     run = made.cut.run
     # A table that is absent is never read, but a kernel wants an address all the same.
-    table_h, table_w = (q if table is None else side_by_side(table) for table in tables)
-    rows_h, rows_w = Table(table_h, table_h.stride(0)), Table(table_w, table_w.stride(0))
+    rows_h, rows_w = (Table(q if table is None else table.contiguous()) for table in tables)
     maps = (as_map(q, run), as_map(k, run), as_map(v, run))
     return Call(Inputs(*maps, rows_h, rows_w, made.numbers, made.scale), made)
 
@@ -133,17 +138,20 @@ def _forward(
     table_w: Tensor | None,
     geometry: list[int],
     scale: float,
+    differentiable: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The output, and for each query and head its highest logit and the sum of its weights, the highest being 1."""
+    """The output, and statistics for the backward pass: none of them unless `differentiable`."""
     call = new_call(q, k, v, (table_h, table_w), geometry, scale, backward=False)
-    out, statistics = _forward_fake(q, k, v)
-    call.forward(out, statistics)()
+    out, statistics = _forward_fake(q, k, v, differentiable)
+    call.forward(out, statistics if differentiable else None)()
     return out, statistics
 
 
 @_forward.register_fake
-def _forward_fake(q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    return q.new_empty(*q.shape[:4], v.shape[-1]), q.new_empty(*q.shape[:4], 2, dtype=torch.float32)
+def _forward_fake(q: Tensor, k: Tensor, v: Tensor, *choices: Any) -> tuple[Tensor, Tensor]:
+    differentiable = choices[-1]
+    numbers = (2 if q.dtype == torch.float32 else 1) if differentiable else 0
+    return q.new_empty(*q.shape[:4], v.shape[-1]), q.new_empty(*q.shape[:4], numbers, dtype=torch.float32)
 
 
 @torch.library.custom_op("parhelion::halo_attention_triton_backward", mutates_args=())
@@ -162,9 +170,10 @@ def _backward(  # noqa: PLR0913  an operator's arguments are flat
     """Gradients of q, k, v and the tables (empty where there is no table)."""
     call = new_call(q, k, v, (table_h, table_w), geometry, scale, backward=True)
     cut = call.setting.cut
-    saved = Saved(grad_out.contiguous(), out, statistics, torch.empty_like(statistics[..., 0]))
+    saved = Saved(grad_out.contiguous(), out, statistics, q.new_empty(q.shape[:4], dtype=torch.float32))
     grad_q, grad_k, grad_v = (tensor.new_empty(tensor.shape) for tensor in (q, k, v))
-    partial = q.new_zeros(min(PROGRAMS, call.setting.units), 2, cut.padded_offsets, cut.padded_d, dtype=torch.float32)
+    shape = (2 if cut.relative else 0, cut.padded_offsets, cut.padded_d)
+    partial = q.new_zeros(min(PROGRAMS, call.setting.units), *shape, dtype=torch.float32)
     call.backward_queries(saved, grad_q, partial)()
     call.backward_keys(saved, grad_k, grad_v)()
     if table_h is None or table_w is None:
@@ -199,14 +208,14 @@ def _backward_fake(
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     ctx.save_for_backward(*output, *inputs[:5])
-    ctx.choices = inputs[5:]
+    ctx.choices = inputs[5:-1]
 
 
 def _differentiate(ctx: Any, grad_out: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
     saved = ctx.saved_tensors  # once: under activation checkpointing a second look is an error
     *maps, grad_table_h, grad_table_w = _backward(grad_out, *saved, *ctx.choices)
     tables = (None, None) if saved[-1] is None else (grad_table_h, grad_table_w)
-    return *maps, *tables, *(None,) * len(ctx.choices)
+    return *maps, *tables, *(None,) * (len(ctx.choices) + 1)
 
 
 _forward.register_autograd(_differentiate, setup_context=_save)

@@ -24,6 +24,7 @@ from parhelion.ops.halo.triton_tiles import (
     pixels_at,
     softmax_of,
     store_rows,
+    store_softmax,
     tile_at,
     weights_of,
     windows_over,
@@ -33,7 +34,7 @@ from parhelion.ops.halo.triton_tiles import (
 
 @triton.jit
 def forward(inputs, out, statistics, PLAN: tl.constexpr):
-    """The output of a tile of queries, and of each its highest logit, before `factor`, and the sum of its weights."""
+    """The output of a tile of queries and, unless `statistics` is None, what the backward pass reads of its softmax."""
     inputs = with_plain_sizes(inputs)
     place = tl.program_id(0) // PLAN.tiles
     head = place % inputs.sizes.heads
@@ -50,8 +51,8 @@ def forward(inputs, out, statistics, PLAN: tl.constexpr):
             best, total, acc, tile, asked, inputs, PLAN.cols, PLAN.tail_rows, PLAN.tail_cols, PLAN
         )
     store_rows(out, tile.places, tile.here, acc / total[:, None], PLAN.e, PLAN.padded_e)
-    tl.store(statistics + 2 * tile.places, best, mask=tile.here)
-    tl.store(statistics + 2 * tile.places + 1, total, mask=tile.here)
+    if statistics is not None:
+        store_softmax(statistics, best, total, tile, inputs, PLAN)
 
 
 @triton.jit
@@ -100,7 +101,7 @@ def backward_queries(inputs, out, statistics, grad_out, delta, grad_q, grad_tabl
         tile = tile_at(b, block_row, block_col, head, unit % PLAN.tiles, inputs, PLAN)
         asked = asked_by(tile, inputs, PLAN)
         grads = load_rows(grad_out, tile.places, tile.here, PLAN.e, PLAN.padded_e)
-        level, share = softmax_of(statistics, tile, inputs, PLAN)
+        level, share = softmax_of(statistics, tile, PLAN)
         if PLAN.exact:
             sums = tl.full([PLAN.queries], 0.0, tl.float32)
             sums = _weighted_grads(sums, tile, asked, grads, level, inputs, 0, PLAN.rows, PLAN.cols, PLAN)
@@ -130,6 +131,8 @@ def backward_queries(inputs, out, statistics, grad_out, delta, grad_q, grad_tabl
             cols = by_offset_again(cols * share[:, None], tile.j, PLAN).to(grads.dtype)
             _add_table_grads(grad_tables, 0, rows, asked, gain, PLAN)
             _add_table_grads(grad_tables, 1, cols, asked, gain, PLAN)
+            # A thread may read for the next tile what another has written for this one.
+            tl.debug_barrier()
             embeddings_h = embeddings_of(inputs.table_h, 0, PLAN.width_h, grads.dtype, PLAN)
             acc = tl.dot(rows, embeddings_h, acc, input_precision=PLAN.precision)
             embeddings_w = embeddings_of(inputs.table_w, PLAN.first_w, PLAN.width_w, grads.dtype, PLAN)
@@ -224,7 +227,7 @@ def backward_keys(inputs, statistics, delta, grad_out, grad_k, grad_v, gain, PLA
         tile = tile_at(b, block_row, block_col, head, step % PLAN.tiles, inputs, PLAN)
         asked = asked_by(tile, inputs, PLAN)
         grads = load_rows(grad_out, tile.places, tile.here, PLAN.e, PLAN.padded_e)
-        level, share = softmax_of(statistics, tile, inputs, PLAN)
+        level, share = softmax_of(statistics, tile, PLAN)
         sums = tl.load(delta + tile.places, mask=tile.here, other=0.0)
         bias_h = bias_of_rows(tile, asked, inputs, row0 - (block_row * PLAN.block - PLAN.halo), SIDE, PLAN)
         bias_w = bias_of_cols(tile, asked, inputs, col0 - (block_col * PLAN.block - PLAN.halo), SIDE, PLAN)

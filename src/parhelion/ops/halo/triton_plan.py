@@ -94,10 +94,9 @@ class Plan(NamedTuple):
 
 
 class Table(NamedTuple):
-    """A table (offsets, channels) as a kernel takes it, channels side by side."""
+    """A table (offsets, channels) as a kernel takes it, without gaps."""
 
     start: Tensor
-    row: int
 
 
 class Sizes(NamedTuple):

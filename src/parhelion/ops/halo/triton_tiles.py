@@ -148,11 +148,12 @@ def store_rows(target, places, inside, values, WIDTH: tl.constexpr, PADDED: tl.c
 
 @triton.jit
 def embeddings_of(table, FIRST: tl.constexpr, WIDTH: tl.constexpr, dtype: tl.constexpr, PLAN: tl.constexpr):
-    """A table (offsets, d): zeros at the channels of a query that it does not meet."""
+    """A table (offsets, d) without gaps: zeros at the channels of a query that it does not meet."""
     offsets = tl.arange(0, PLAN.padded_offsets)
     d = tl.arange(0, PLAN.padded_d) - FIRST
     inside = (offsets < PLAN.offsets)[:, None] & ((d >= 0) & (d < WIDTH))[None, :]
-    return tl.load(table.start + offsets[:, None] * table.row + d[None, :], mask=inside, other=0.0).to(dtype)
+    # The compiler knows the width of a table, so it knows how many numbers it may load at once.
+    return tl.load(table.start + offsets[:, None] * WIDTH + d[None, :], mask=inside, other=0.0).to(dtype)
 
 
 @triton.jit
@@ -205,18 +206,29 @@ def logits_of(asked, keys, bias_h, bias_w, PLAN: tl.constexpr):
 
 
 @triton.jit
-def softmax_of(statistics, tile, inputs, PLAN: tl.constexpr):
+def store_softmax(statistics, best, total, tile, inputs, PLAN: tl.constexpr):
+    """Write what `softmax_of` reads, from each query's highest logit and the sum of its weights.
+
+    One number for both, the level at which the weights add up to one, would be rounded too much in float32.
+    """
+    if PLAN.exact:
+        tl.store(statistics + 2 * tile.places, best, mask=tile.here)
+        tl.store(statistics + 2 * tile.places + 1, total, mask=tile.here)
+    else:
+        tl.store(statistics + tile.places, best + tl.log2(total) / inputs.scale.factor, mask=tile.here)
+
+
+@triton.jit
+def softmax_of(statistics, tile, PLAN: tl.constexpr):
     """The level that each query's logits are taken from, and its factor on the weights.
 
-    The level is infinite, so that all weights are zero, where there is no query. In float32 one number for both, the
-    level at which the weights add up to one, would be rounded too much.
+    The level is infinite, so that all weights are zero, where there is no query.
     """
-    level = tl.load(statistics + 2 * tile.places, mask=tile.here, other=float("inf"))
-    total = tl.load(statistics + 2 * tile.places + 1, mask=tile.here, other=1.0)
     if PLAN.exact:
-        share = 1 / total
+        level = tl.load(statistics + 2 * tile.places, mask=tile.here, other=float("inf"))
+        share = 1 / tl.load(statistics + 2 * tile.places + 1, mask=tile.here, other=1.0)
     else:
-        level += tl.log2(total) / inputs.scale.factor
+        level = tl.load(statistics + tile.places, mask=tile.here, other=float("inf"))
         share = tl.full([PLAN.queries], 1.0, tl.float32)
     return level, share
 
