@@ -17,9 +17,7 @@ from parhelion.native.exporting import why_not_exported
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 NARROWEST = 16  # side of a matrix unit's operands
-# Bytes of a head's channels: what the compiled kernels need of shared memory fits A100 and H100, or any GPU.
-WIDEST, WIDEST_ANYWHERE = 512, 128
-MUCH_SHARED_MEMORY = 160 * 1024
+WIDEST = 512  # bytes of a head's channels; of more, a thread would hold too many numbers
 MOST_IMAGES = 65_535  # programs along the last axis of a grid
 SETTINGS = 4096  # kept of what is made from shapes alone: those of many sizes of maps, through many layers
 
@@ -43,12 +41,25 @@ def why_not_maps(**maps: Tensor) -> str | None:
     reason = why_not_exported() or _why_not_device(first.device)
     if reason is not None:
         return reason
-    widest = _widest(first.device) // first.element_size()
+    widest = WIDEST // first.element_size()
     for name, tensor in maps.items():
         if tensor.shape[-1] > widest:
-            limit = f"{widest} channels of {first.dtype} on {first.device}"
+            limit = f"{widest} channels of {first.dtype}"
             return f"the kernel takes heads of up to {limit}, and {name} has {tensor.shape[-1]}"
     return None
+
+
+def why_not_shared(needed: int, device: torch.device) -> str | None:
+    """Why a GPU cannot run programs that share up to so many bytes of memory, or None if it can."""
+    has = _shared_memory(device)
+    if has is None or needed <= has:
+        return None
+    return f"the kernel may need {-(-needed // 1024)} KiB of shared memory, and {device} has {has // 1024}"
+
+
+def wants_gradients(*tensors: Tensor | None) -> bool:
+    """Whether a result of these is differentiated."""
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
 @torch.compiler.assume_constant_result
@@ -67,16 +78,17 @@ def _why_not_device(device: torch.device) -> str | None:
     return None if major >= 8 else f"the kernel needs compute capability 8.0 or more, and {device} has {major}.{minor}"
 
 
-@torch.compiler.assume_constant_result
-def _widest(device: torch.device) -> int:
+# Kept, since they are asked at every call; apart from what asks, since torch.compile looks through a cache.
+@functools.cache
+def _shared_memory(device: torch.device) -> int | None:
+    """Bytes that the threads of a program can share; None where there is no limit, in the interpreter."""
     if device.type != "cuda":
-        return WIDEST
+        return None
     # Not every torch that has this number says so to a type checker.
     properties: Any = torch.cuda.get_device_properties(device)
-    return WIDEST if properties.shared_memory_per_block_optin >= MUCH_SHARED_MEMORY else WIDEST_ANYWHERE
+    return int(properties.shared_memory_per_block_optin)
 
 
-# Kept, since they are asked at every call; apart from the above, since torch.compile looks through a cache.
 @functools.cache
 def _found() -> bool:
     return importlib.util.find_spec("triton") is not None
@@ -100,7 +112,10 @@ def precision(dtype: torch.dtype) -> str:
 
 def padded(size: int, least: int = NARROWEST) -> int:
     """The next power of two, which the sides of a kernel's blocks must be; at least `least`."""
-    return max(least, 1 << (size - 1).bit_length())
+    side = least
+    while side < size:
+        side *= 2
+    return side
 
 
 def unspecialised(number: int) -> int:

@@ -8,13 +8,33 @@ from torch import Tensor
 from parhelion.native import side_by_side
 from parhelion.ops import gpu
 from parhelion.ops.axial.contract import Axis
-from parhelion.ops.axial.triton_plan import Choices, Inputs, Lines, Setting, Table, each_forward, line_strides, setting
-from parhelion.ops.gpu import Launch, layout, unspecialised
+from parhelion.ops.axial.triton_plan import (
+    Choices,
+    Inputs,
+    Lines,
+    Setting,
+    Table,
+    each_forward,
+    line_strides,
+    setting,
+    shared_bytes,
+)
+from parhelion.ops.gpu import Launch, layout, padded, unspecialised
 
 
 def why_not_triton(q: Tensor, v: Tensor, plus: Tensor | None = None) -> str | None:
     """Why the Triton kernels cannot take these maps, or None if they can."""
-    return gpu.why_not_maps(q=q, v=v, **({} if plus is None else {"plus": plus}))
+    reason = gpu.why_not_maps(q=q, v=v, **({} if plus is None else {"plus": plus}))
+    if reason is not None:
+        return reason
+    # Padded, the widths are numbers for torch.compile, even where it knows only bounds of those of the maps.
+    d, e = padded(q.shape[-1]), padded(v.shape[-1])
+    return _why_not_widths(d, e, q.dtype, q.device)
+
+
+@torch.compiler.assume_constant_result
+def _why_not_widths(d: int, e: int, dtype: torch.dtype, device: torch.device) -> str | None:
+    return gpu.why_not_shared(shared_bytes(d, e, dtype), device)
 
 
 def axial_attention_triton(q: Tensor, v: Tensor, table: Tensor, plus: Tensor | None, *, axis: Axis) -> Tensor:

@@ -7,13 +7,26 @@ from torch import Tensor
 
 from parhelion.native import side_by_side
 from parhelion.ops import gpu
-from parhelion.ops.content.triton_plan import Inputs, Setting, Summary, setting
-from parhelion.ops.gpu import Launch, as_map, layout
+from parhelion.ops.content.triton_plan import Inputs, Setting, Summary, setting, shared_bytes
+from parhelion.ops.gpu import Launch, as_map, layout, padded
 
 
 def why_not_triton(q: Tensor, k: Tensor, v: Tensor) -> str | None:
-    """Why the Triton kernels cannot take these maps, or None if they can."""
-    return gpu.why_not_maps(q=q, k=k, v=v)
+    """Why the Triton kernels cannot take these maps, or None if they can.
+
+    Gradients need more shared memory, so it depends on whether they are wanted, too.
+    """
+    reason = gpu.why_not_maps(q=q, k=k, v=v)
+    if reason is not None:
+        return reason
+    # Padded, the widths are numbers for torch.compile, even where it knows only bounds of those of the maps.
+    d, e = padded(q.shape[-1]), padded(v.shape[-1])
+    return _why_not_widths(d, e, q.dtype, q.device, gpu.wants_gradients(q, k, v))
+
+
+@torch.compiler.assume_constant_result
+def _why_not_widths(d: int, e: int, dtype: torch.dtype, device: torch.device, backward: bool) -> str | None:
+    return gpu.why_not_shared(shared_bytes(d, e, dtype, backward=backward), device)
 
 
 def content_attention_triton(q: Tensor, k: Tensor, v: Tensor, *, normalize_queries: bool) -> Tensor:

@@ -1,6 +1,7 @@
 """How the Triton kernels of content attention cut their work, chosen from the shapes alone."""
 
 import functools
+import math
 from typing import NamedTuple
 
 import torch
@@ -13,6 +14,25 @@ from parhelion.ops.gpu import NARROWEST, SETTINGS, Layout, Map, common_run, padd
 WARPS = 2112
 # Every program that reads a summary adds the chunks up again.
 MOST_CHUNKS = 16
+
+
+class Copies(NamedTuple):
+    """Of what a program works with, how many copies it holds in shared memory at a time, at most."""
+
+    pixels: float
+    """Tiles of keys and values, for each that is on its way."""
+    blocks: float
+    """Blocks of the summary, or of its gradients."""
+
+
+# What Triton 3.6 and 3.8 allocate for sm_86 and sm_90 for all widths: the least numbers that bound it, a little more.
+COPIES = {  # by whether gradients are computed, and whether in float32
+    (False, False): Copies(pixels=1.1, blocks=0.5),
+    (False, True): Copies(pixels=1.05, blocks=1.2),
+    (True, False): Copies(pixels=1.5, blocks=0.6),
+    (True, True): Copies(pixels=1.6, blocks=1.55),
+}
+FEW_BYTES = 4096  # what changes hands in a reduction
 
 
 class Plan(NamedTuple):
@@ -125,6 +145,20 @@ def plan(q: Layout, k: Layout, v: Layout, dtype: torch.dtype, precision: str) ->
         run=common_run(*maps),
         precision=precision,
     )
+
+
+@functools.lru_cache(SETTINGS)
+def shared_bytes(d: int, e: int, dtype: torch.dtype, *, backward: bool) -> int:
+    """Bytes of shared memory that a program takes at most: of the forward pass, and of the backward one if wanted."""
+    tile, part, _, under_way = effort_for(max(padded(d), padded(e)) * dtype.itemsize)
+    pixel = (padded(d) + padded(e)) * dtype.itemsize
+    block = min(part, padded(d)) * padded(e) + padded(d) * min(part, padded(e))
+    needed = [
+        copies.pixels * tile * under_way * pixel + copies.blocks * block * dtype.itemsize
+        for (gradients, exact), copies in COPIES.items()
+        if exact == (dtype.itemsize > 2) and gradients <= backward
+    ]
+    return math.ceil(max(needed)) + FEW_BYTES
 
 
 class Effort(NamedTuple):

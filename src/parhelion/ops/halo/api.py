@@ -79,5 +79,5 @@ def halo_attention(  # noqa: PLR0913  every argument is a choice that the paper 
     check_tables(table_h, table_w, table_rows(block, halo), table_widths(q.shape[-1], relative))
     tables = None if table_h is None or table_w is None else (table_h, table_w)
     run = {"cpu": halo_attention_cpu, "triton": halo_attention_triton, "reference": halo_attention_reference}
-    name = chosen(impl, why_not_cpu=why_not_cpu(q, k, v), why_not_triton=why_not_triton(q, k, v))
+    name = chosen(impl, why_not_cpu=why_not_cpu(q, k, v), why_not_triton=why_not_triton(q, k, v, tables, window))
     return run[name](q, k, v, tables, window)

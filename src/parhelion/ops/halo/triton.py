@@ -8,18 +8,36 @@ from torch import Tensor
 
 from parhelion.native import side_by_side
 from parhelion.ops import gpu
-from parhelion.ops.gpu import Launch, as_map, layout
+from parhelion.ops.gpu import Launch, as_map, layout, padded
 from parhelion.ops.halo.contract import Geometry, Window
-from parhelion.ops.halo.triton_plan import Choices, Inputs, Setting, Table, setting
+from parhelion.ops.halo.triton_plan import Choices, Inputs, Setting, Table, setting, shared_bytes, why_not_window
 
 # Programs that share the tiles of queries in the backward pass: eight for each of an H100's 132 multiprocessors, and as
 # many on any other GPU, so that the tables' gradients are summed in one order.
 PROGRAMS = 1056
 
 
-def why_not_triton(q: Tensor, k: Tensor, v: Tensor) -> str | None:
-    """Why the Triton kernels cannot take these maps, or None if they can."""
-    return gpu.why_not_maps(q=q, k=k, v=v)
+def why_not_triton(q: Tensor, k: Tensor, v: Tensor, tables: tuple[Tensor, Tensor] | None, window: Window) -> str | None:
+    """Why the Triton kernels cannot take these maps, tables and windows, or None if they can.
+
+    Gradients need more shared memory, so it depends on whether they are wanted, too.
+    """
+    reason = gpu.why_not_maps(q=q, k=k, v=v)
+    if reason is not None:
+        return reason
+    relative, backward = tables is not None, gpu.wants_gradients(q, k, v, *(tables or ()))
+    # Padded, the widths are numbers for torch.compile, even where it knows only bounds of those of the maps.
+    d, e = padded(q.shape[-1]), padded(v.shape[-1])
+    return _why_not_plan(d, e, q.dtype, q.device, tuple(window.geometry), relative, backward)
+
+
+@torch.compiler.assume_constant_result
+def _why_not_plan(
+    d: int, e: int, dtype: torch.dtype, device: torch.device, geometry: tuple[int, ...], relative: bool, backward: bool
+) -> str | None:
+    # Neither the scale nor how float32 is multiplied changes the bound.
+    choices = Choices(Geometry(*geometry), 1.0, relative, backward, dtype, gpu.precision(dtype))
+    return why_not_window(d, e, choices) or gpu.why_not_shared(shared_bytes(d, e, choices), device)
 
 
 def halo_attention_triton(

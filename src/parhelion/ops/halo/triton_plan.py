@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from parhelion.ops.gpu import SETTINGS, Layout, Map, common_run, padded, unspecialised
+from parhelion.ops.gpu import NARROWEST, SETTINGS, Layout, Map, common_run, padded, unspecialised
 from parhelion.ops.halo.contract import Geometry, Relative, table_rows, table_widths
 
 # A tile of keys costs as many instructions as this many keys more: counted in the machine code for sm_90.
@@ -16,6 +16,34 @@ OVERHEAD_KEYS = 48
 OVERHEAD_QUERIES = 16
 # Numbers that a thread may hold by the estimate below, forward and backward: above, the code for sm_90 spills them.
 MOST_FORWARD, MOST_BACKWARD = 200, 170
+
+
+class Copies(NamedTuple):
+    """Of what a program works with, how many copies it holds in shared memory at a time, at most."""
+
+    queries: float
+    """Tiles of queries, with their outputs or gradients."""
+    keys: float
+    """Tiles of keys and values, for each that is on its way."""
+    products: float
+    """Products of a tile of queries and a tile of keys, in float32."""
+    tables: float
+    sides: float
+    """Ones and zeros of the rows and columns of the window, for the queries and keys of a tile."""
+
+
+# fmt: off
+# What Triton 3.6 and 3.8 allocate for sm_86 and sm_90, over some 400 plans: the least numbers that bound it all, and a
+# seventh more for other plans.
+COPIES = {  # by kernel, and whether in float32
+    ("forward",          False): Copies(queries=1.6, keys=0.5, products=0.4, tables=2.0, sides=0.0),
+    ("forward",          True):  Copies(queries=1.8, keys=0.3, products=1.1, tables=0.3, sides=0.0),
+    ("backward_queries", False): Copies(queries=2.6, keys=0.4, products=0.3, tables=2.0, sides=2.5),
+    ("backward_queries", True):  Copies(queries=2.9, keys=0.3, products=0.3, tables=0.6, sides=2.3),
+    ("backward_keys",    False): Copies(queries=3.0, keys=0.8, products=0.9, tables=2.4, sides=0.0),
+    ("backward_keys",    True):  Copies(queries=1.8, keys=2.5, products=2.6, tables=4.6, sides=0.0),
+}
+# fmt: on
 
 
 class Plan(NamedTuple):
@@ -165,8 +193,7 @@ def plan(d: int, e: int, choices: Choices, *, run: int = 1) -> Plan:
     queries = query_tile(
         window.queries**2, most=16 if width > 256 else 32 if many_numbers(padded_offsets, size) else 64
     )
-    most = 32 if width > 256 else 64 if backward or width > 128 or size > 2 else 128
-    (rows, cols), (tail_rows, tail_cols) = key_tiles(window.side, most=most)
+    (rows, cols), (tail_rows, tail_cols) = key_tiles(window.side, most=most_keys(width, size, backward=backward))
     key_side = min(4 if width > 128 else 8, 1 << (window.block.bit_length() - 1))
     return Plan(
         d=d,
@@ -200,6 +227,21 @@ def plan(d: int, e: int, choices: Choices, *, run: int = 1) -> Plan:
     )
 
 
+def why_not_window(d: int, e: int, choices: Choices) -> str | None:
+    """Why there is no plan for windows of this size, or None if there is one."""
+    size, side = choices.dtype.itemsize, choices.geometry.side
+    # The backward pass takes no more keys at a time than the forward pass.
+    widest = 2 * most_keys(padded(max(d, e)) * size, size, backward=choices.backward) - 1
+    if side <= widest:
+        return None
+    return f"the kernel takes windows of up to {widest} pixels a side for these heads, and this one has {side}"
+
+
+def most_keys(width: int, size: int, *, backward: bool) -> int:
+    """Keys in a tile, at most, for heads of so many bytes and numbers of `size` bytes."""
+    return 32 if width > 256 else 64 if backward or width > 128 or size > 2 else 128
+
+
 def many_numbers(offsets: int, size: int) -> bool:
     """Whether products with a table, or numbers of 4 bytes, which come apart into two, take most of the registers."""
     return offsets > 64 or size > 2
@@ -214,6 +256,7 @@ def query_tile(queries: int, *, most: int) -> int:
 def key_tiles(side: int, *, most: int) -> tuple[tuple[int, int], tuple[int, int]]:
     """(rows, cols) of the tiles of a window, and of those for its last columns, (0, 0) where the first cover all.
 
+    The window has fewer than 2 `most` pixels a side.
     Sides are powers of two, which a window's is not, so a window of 18 columns is cut into 16 and 2.
     """
     begin = 1 << (side.bit_length() - 1)
@@ -252,6 +295,32 @@ def warps(cut: Plan, *, backward: bool) -> int:
 def stages(cut: Plan) -> int:
     """How many tiles of keys are on their way at a time: two, or one where registers serve better than being early."""
     return 2 if cut.side > 2 * cut.rows and not cut.exact else 1
+
+
+@functools.lru_cache(SETTINGS)
+def shared_bytes(d: int, e: int, choices: Choices) -> int:
+    """Bytes of shared memory that a program takes at most: of the forward pass, and of the backward one if wanted."""
+    forward = plan(d, e, choices._replace(backward=False))
+    needed = [_shared_bytes("forward", forward)]
+    if choices.backward:
+        backward = plan(d, e, choices)
+        needed += [_shared_bytes(kernel, backward) for kernel in ("backward_queries", "backward_keys")]
+    return max(needed)
+
+
+def _shared_bytes(kernel: str, cut: Plan) -> int:
+    size, copies = 4 if cut.exact else 2, COPIES[kernel, cut.exact]
+    width = (cut.padded_d + cut.padded_e) * size
+    if kernel == "backward_keys":
+        keys, under_way = max(NARROWEST, cut.key_side**2), 1
+    else:
+        keys, under_way = max(cut.rows * cut.cols, cut.tail_rows * cut.tail_cols), stages(cut)
+    needed = copies.queries * cut.queries * width + copies.keys * keys * width * under_way
+    needed += copies.products * cut.queries * keys * 4
+    if cut.relative:
+        needed += copies.tables * cut.padded_offsets * cut.padded_d * size
+        needed += copies.sides * cut.padded_side * (cut.queries + keys) * size
+    return math.ceil(needed)
 
 
 def _panel(side: int, cols: int, most: int) -> tuple[int, int]:
