@@ -85,4 +85,4 @@ def _block(match: re.Match[str], line: int) -> Block:
 def pages(root: Path) -> list[Path]:
     """The README and every page of the site that holds blocks."""
     every = [root / "README.md", *sorted((root / "docs").rglob("*.md"))]
-    return [page for page in every if re.search(r"^```(?!\{)", page.read_text(encoding="utf-8"), re.MULTILINE)]
+    return [page for page in every if re.search(r"^```[^{\n]", page.read_text(encoding="utf-8"), re.MULTILINE)]
