@@ -76,11 +76,12 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_it_taken(kept, damage):
     assert "damaged" in sentence
 
 
-def test_a_newer_format_is_refused(kept):
+@pytest.mark.parametrize("version", [1, 3])
+def test_another_format_is_refused(kept, version):
     kept.save(1, tensors(), FACTS)
     path = kept.folder / "000000001" / STATE
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": module.FORMAT_VERSION + 1}))
-    with pytest.raises(UserError, match="is of checkpoint format 2, but this parhelion reads up to 1"):
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": version}))
+    with pytest.raises(UserError, match=f"is of checkpoint format {version}, but this parhelion reads format 2"):
         kept.newest(silent)
 
 

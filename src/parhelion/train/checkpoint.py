@@ -27,7 +27,7 @@ from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceSt
 from parhelion.errors import UserError, printable
 from parhelion.files.atomic import flush_to_disk
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 STATE = "state.json"
 PIECE = 1 << 20
 
@@ -67,7 +67,7 @@ class Checkpoints:
     def newest(self, note: Callable[[str], None]) -> Checkpoint | None:
         """The newest whole checkpoint, or None; `note` is called with a sentence about each damaged one.
 
-        Raises UserError where a checkpoint is of a newer format.
+        Raises UserError where a checkpoint is of another format.
         """
         for folder in sorted(self._folders(), reverse=True):
             reason = why_not_whole(folder)
@@ -123,17 +123,17 @@ class Checkpoints:
 
 
 def why_not_whole(folder: Path) -> str | None:
-    """Why the checkpoint in `folder` cannot be used, or None. Raises UserError where it is of a newer format."""
+    """Why the checkpoint in `folder` cannot be used, or None. Raises UserError where it is of another format."""
     try:
         state = json.loads((folder / STATE).read_text(encoding="utf-8"))
         version, written, files = state["format"], state.pop("sum"), state["files"]
         damaged = [name for name, entry in files.items() if _sum(folder / name) != entry]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{STATE} or a file that it names cannot be read: {error}"
-    if isinstance(version, int) and version > FORMAT_VERSION:
+    if isinstance(version, int) and version != FORMAT_VERSION:
         raise UserError(
-            f"{folder} is of checkpoint format {version}, but this parhelion reads up to {FORMAT_VERSION}; "
-            "resume with the parhelion that wrote it, or a newer one"
+            f"{folder} is of checkpoint format {version}, but this parhelion reads format {FORMAT_VERSION}; "
+            "resume with the parhelion that wrote it"
         )
     if written != _sum_of_state(state):
         return f"{STATE} was changed"
