@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # The rooms whose annotations are shapes; the tests check them at run time.
 SHAPED := parhelion.ops,parhelion.layers,parhelion.models
 
-.PHONY: demo demo-detection test docs check format clean
+.PHONY: demo demo-detection test test-others test-all docs check format clean
 
 demo: $(VENV)/installed
 	$(BIN)/python scripts/demo.py --out demo
@@ -14,11 +14,23 @@ demo-detection: $(VENV)/installed-detection
 	$(BIN)/python scripts/demo_detection.py --out demo-detection
 
 # Two processes of one thread each: twice as fast on two cores as one of two, most tests being small.
+QUICK := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --jaxtyping-packages=$(SHAPED),beartype.beartype
+INTERPRETED := OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(BIN)/python -m pytest -q -n 2
+COMPILED := $(BIN)/python -m pytest -q
+
+# Every kind of fault.
 test: $(VENV)/installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not compile and not triton" \
-		--jaxtyping-packages=$(SHAPED),beartype.beartype
-	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(BIN)/python -m pytest -q -n 2 -m triton tests/ops
-	$(BIN)/python -m pytest -q -m compile
+	$(QUICK) -m "not compile and not triton and not thorough"
+	$(INTERPRETED) -m "triton and not thorough" tests/ops
+	$(COMPILED) -m "compile and not thorough"
+
+# The many more cases of the same tests.
+test-others: $(VENV)/installed-dev
+	$(QUICK) -m "not compile and not triton and thorough"
+	$(INTERPRETED) -m "triton and thorough" tests/ops
+	$(COMPILED) -m "compile and thorough"
+
+test-all: test test-others
 
 # A warning is an error: a link that leads nowhere, a docstring that does not read as it should.
 docs: $(VENV)/installed-docs

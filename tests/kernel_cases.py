@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
 
+import pytest
 import torch
 from error_budget import assert_as_exact_as
 from simulated_rounding import Arithmetic, fused, simulated
@@ -163,6 +164,37 @@ FEW = (
     "axial: rows",
     "axial: columns, plus a map",
 )
+
+
+EDGES = (
+    "halo: neither side divides",
+    "halo: a map of one column",
+    "halo: one pixel",
+    "halo: stride 2, queries count",
+    "halo: no tables, masked",
+    "halo: the paper's window, masked",
+    "halo: five groups of queries",
+    "halo: many chunks of keys",
+    "halo: heads of 33",
+    "halo: no image",
+    "content: more than one chunk of pixels",
+    "content: one pixel",
+    "content: heads of 33",
+    "axial: rows, a longer table",
+    "axial: fewer lines than lanes",
+    "axial: long lines",
+    "axial: heads of 33",
+    "axial: columns, plus a map",
+)
+"""Where a kernel may read or write beside its maps: rests of blocks, chunks, lanes and vectors."""
+
+
+def edges() -> list[Any]:
+    """Every case as a parameter; those that are not in `EDGES` are thorough."""
+    return [
+        pytest.param(case, id=name, marks=[] if name in EDGES else [pytest.mark.thorough])
+        for name, case in CASES.items()
+    ]
 
 
 def result_and_gradients(case: Case, tensors: Sequence[Tensor], impl: str = "cpu") -> list[Tensor]:

@@ -11,7 +11,6 @@ import parhelion
 SOURCES = Path(parhelion.__file__).parent
 SHARED = {
     "recipe": (),
-    "task": ("train",),
     "saved": ("costs",),
     "scores": ("Outcome", "outcome", "merged", "evaluate"),
     "predict": ("Prediction", "predictions"),

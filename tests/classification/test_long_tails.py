@@ -7,6 +7,7 @@ import torch
 from runs.colour_folders import colour_folders, quick_recipe
 from runs.interrupted_runs import assert_same_run, rows, stop_at
 
+from parhelion.classification import plots
 from parhelion.errors import UserError
 from parhelion.runs.request import Request
 from parhelion.runs.trainer import train

@@ -32,7 +32,7 @@ def classifier():
 
 @pytest.fixture
 def folder(tmp_path, classifier):
-    save_classifier(tmp_path / "weights.safetensors", classifier)
+    classifier.save(tmp_path / "weights.safetensors")
     (tmp_path / "recipe.json").write_text(json.dumps({"model": "resnet_tiny"}))
     return tmp_path
 

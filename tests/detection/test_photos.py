@@ -8,6 +8,7 @@ from PIL import Image
 from runs.tiny_scenes import annotations_of, draw_nothing, quick_detector, tiny_scenes
 
 from parhelion.cli import main
+from parhelion.detection.predict import Prediction, predictions
 from parhelion.detection.saved import Detector
 from parhelion.errors import UserError
 from parhelion.runs.request import Request

@@ -134,7 +134,7 @@ def test_an_evaluation_stops_at_once_and_is_done_again(data, whole, tmp_path, mo
     with pytest.raises(Stopped):
         train(quick_detector(**CHANGES), Request(data=data, out=out, quiet=True))
     assert seen == [0]
-    monkeypatch.setattr(scores, "outcome", results)
+    monkeypatch.setattr(scores, "outcome", outcome)
     train(quick_detector(**CHANGES), Request(data=data, out=out, resume=True, quiet=True))
     assert_same_run(out, whole)
 

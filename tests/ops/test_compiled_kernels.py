@@ -16,6 +16,7 @@ from kernel_cases import (
     assert_equal,
     assert_within_budget,
     content,
+    edges,
     halo,
     result_and_gradients,
     results,
@@ -39,6 +40,7 @@ from parhelion.ops import axial_attention, content_attention, halo_attention
 
 dtypes = pytest.mark.parametrize("dtype", KERNEL_DTYPES, ids=str)
 few = pytest.mark.parametrize("case", [CASES[name] for name in FEW], ids=FEW)
+on_edges = pytest.mark.parametrize("case", edges())
 
 
 # Exactness
@@ -151,7 +153,7 @@ def poison() -> Callable[[], None]:
 
 
 @dtypes
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+@on_edges
 def test_what_memory_held_before_does_not_matter(
     case: Case, dtype: torch.dtype, level: str, poison: Callable[[], None]
 ):
@@ -162,7 +164,7 @@ def test_what_memory_held_before_does_not_matter(
 
 
 @dtypes
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+@on_edges
 def test_nothing_beside_the_maps_is_read(case: Case, dtype: torch.dtype, level: str):
     tensors = case.tensors(dtype)
     actual = result_and_gradients(case, [amid_nan(tensor) for tensor in tensors])

@@ -4,7 +4,18 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from kernel_cases import CASES, FEW, KERNEL_DTYPES, Case, assert_equal, axial, content, halo, result_and_gradients
+from kernel_cases import (
+    CASES,
+    FEW,
+    KERNEL_DTYPES,
+    Case,
+    assert_equal,
+    axial,
+    content,
+    edges,
+    halo,
+    result_and_gradients,
+)
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -16,7 +27,7 @@ kernels = pytest.mark.skipif(native.why_not_native() is not None, reason=str(nat
 
 
 @dtypes
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+@pytest.mark.parametrize("case", edges())
 @pytest.mark.usefixtures("threads")
 def test_the_number_of_threads_changes_no_bit(case: Case, dtype: torch.dtype, level: str):
     tensors = case.tensors(dtype)

@@ -17,6 +17,17 @@ from parhelion.runs.trainer import train
 CLASSIFIERS = [name for name in RECIPES if recipe(name).task == "classification"]
 DETECTORS = [name for name in RECIPES if recipe(name).task == "detection"]
 
+
+def one_of_each_maker(names):
+    """The names of recipes as parameters; all but the first of each function that makes recipes are thorough."""
+    seen, parameters = set(), []
+    for name in names:
+        maker = RECIPES[name].make
+        parameters.append(pytest.param(name, marks=[pytest.mark.thorough] if maker in seen else []))
+        seen.add(maker)
+    return parameters
+
+
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 
@@ -52,7 +63,7 @@ def shortened(name):
     )
 
 
-@pytest.mark.parametrize("name", CLASSIFIERS)
+@pytest.mark.parametrize("name", one_of_each_maker(CLASSIFIERS))
 def test_every_recipe_trains(name, data, tmp_path, monkeypatch):
     # They take longer than two updates, and are the same for every recipe.
     for picture in ("draw_scores", "draw_sheet"):
@@ -64,7 +75,7 @@ def test_every_recipe_trains(name, data, tmp_path, monkeypatch):
     shutil.rmtree(tmp_path / "run")
 
 
-@pytest.mark.parametrize("name", DETECTORS)
+@pytest.mark.parametrize("name", one_of_each_maker(DETECTORS))
 def test_every_detector_trains(name, scenes, tmp_path, monkeypatch):
     draw_nothing(monkeypatch)
     result = train(replace(shortened(name), **TINY), Request(data=scenes, out=tmp_path / "run", quiet=True))

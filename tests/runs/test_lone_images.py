@@ -9,6 +9,7 @@ from runs.interrupted_runs import assert_same_run, stop_at
 from runs.tiny_scenes import draw_nothing as draw_no_detections
 from runs.tiny_scenes import quick_detector, tiny_scenes
 
+from parhelion.classification import plots
 from parhelion.errors import UserError
 from parhelion.runs.request import Request
 from parhelion.runs.trainer import train

@@ -12,6 +12,7 @@ from timm.models import checkpoint_seq
 
 from parhelion.classification import plots
 from parhelion.classification.recipe import ClassificationRecipe
+from parhelion.classification.saved import Classifier
 from parhelion.runs.request import Request
 from parhelion.runs.trainer import train
 

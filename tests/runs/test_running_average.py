@@ -8,6 +8,7 @@ import torch
 from runs.colour_folders import colour_folders, quick_recipe
 from safetensors.torch import load_file
 
+from parhelion.classification import plots
 from parhelion.runs.request import Request
 from parhelion.runs.trainer import train
 
