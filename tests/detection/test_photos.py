@@ -63,18 +63,3 @@ def test_when_every_image_is_skipped_it_is_said_which_and_why(tmp_path, capsys, 
     assert "they are skipped" in said
     assert main(["evaluate", str(out), "--data", data, "--on-bad-image", "skip"]) == 2
     assert "none of the 2 images could be used; the first: the image" in capsys.readouterr().err
-
-
-def test_weights_that_do_not_say_are_of_upright_photos(tmp_path, monkeypatch):
-    draw_nothing(monkeypatch)
-    data = tiny_scenes(tmp_path / "data", train=4, val=1)
-    train(quick_detector(epochs=1, warmup_epochs=0.0, updates=1), Request(data=data, out=tmp_path / "run", quiet=True))
-    whole = (tmp_path / "run/weights.safetensors").read_bytes()
-    # As earlier versions wrote it.
-    assert whole.count(b"exif") == 1
-    old = whole.replace(b"exif", b"exiv")
-    (tmp_path / "old.safetensors").write_bytes(old)
-    detector = Detector.load(tmp_path / "old.safetensors")
-    assert detector.exif == "upright"
-    detector.save(tmp_path / "new.safetensors")
-    assert Detector.load(tmp_path / "new.safetensors").exif == "upright"
