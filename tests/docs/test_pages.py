@@ -12,10 +12,15 @@ from docs.shell import ROOT, Shell
 from parhelion.models.catalog import list_models
 from parhelion.recipes.table import RECIPES
 
-PAGES = pages(ROOT)
+PAGES = [
+    # What exports does not mix with run-time shape checks.
+    pytest.param(page, marks=[pytest.mark.compile] if page.name == "export.md" else [])
+    for page in pages(ROOT)
+]
 
 
 @pytest.mark.usefixtures("one_thread", "shapes_unchecked")
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_every_block_of_a_page_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
