@@ -12,11 +12,17 @@ from docs.shell import ROOT, Shell
 from parhelion.models.catalog import list_models
 from parhelion.recipes.table import RECIPES
 
-PAGES = [
-    # What exports does not mix with run-time shape checks.
-    pytest.param(page, marks=[pytest.mark.compile] if page.name == "export.md" else [])
-    for page in pages(ROOT)
-]
+# What `make test` runs; the other pages take minutes.
+FIRST = ("README.md", "quickstart.md")
+
+
+def marks(page):
+    """Exports do not mix with run-time shape checks."""
+    found = [pytest.mark.compile] if page.name == "export.md" else []
+    return found if page.name in FIRST else [*found, pytest.mark.thorough]
+
+
+PAGES = [pytest.param(page, marks=marks(page)) for page in pages(ROOT)]
 
 
 @pytest.mark.usefixtures("one_thread", "shapes_unchecked")
