@@ -61,14 +61,6 @@ def test_the_windows_that_meet_are_counted_right(block: int, halo: int, side: in
     assert windows_met(block, halo, side, shift) == windows_counted(block, halo, side, shift)
 
 
-@pytest.fixture
-def tf32_setting():
-    """Give back PyTorch's setting after a test that changes it."""
-    before = torch.backends.cuda.matmul.allow_tf32
-    yield
-    torch.backends.cuda.matmul.allow_tf32 = before
-
-
 @pytest.mark.usefixtures("tf32_setting")
 def test_float32_is_never_rounded_to_tf32_unasked():
     maps = torch.empty(1, 8, 8, 2, 16)
