@@ -1,4 +1,7 @@
-"""What rounding does to a result, simulated in float64: the same numbers on every processor."""
+"""What rounding does to a result, simulated in float64: the same numbers on every processor of a kind.
+
+CPUs draw one set of random numbers, GPUs another.
+"""
 
 import math
 from collections.abc import Callable, Sequence
@@ -15,6 +18,12 @@ aten = torch.ops.aten
 # A number of unknown size that is rounded to a unit roundoff of u errs by this many u, root mean square: uniformly
 # within half a last place, where leading digits are distributed as in nature, sqrt(3 / 8 / ln(2) / 3).
 TYPICAL = 0.425
+# Three products of tf32 in place of one of float32 err as much as a rounding to so many unit roundoffs: the product of
+# low parts is missing, low parts are cut, and each product is cut to the last place of what it is added to.
+IN_THREE = 4.0
+# Products that a tensor core adds at a time (an A100; newer ones add more), and how many a kernel lets it add up before
+# the sum is rounded and added to others.
+TERMS, DEPTH = 4, 64
 # Of operations that PyTorch calls element by element, these only copy or choose.
 EXACT = (aten.clone, aten.masked_fill, aten.neg, aten.abs, aten.relu, aten.threshold_backward, aten.where, aten.fill_)
 # These end in a sum of a few numbers or in one rounding, though PyTorch does not call them element by element.
@@ -51,6 +60,7 @@ class Arithmetic:
     outputs: float = (
         0.0  # of outputs that the gradient of a softmax takes its sum from; 0: it takes it from the weights
     )
+    cut: float = 0.0  # the last place that running sums of matrix products are cut to; 0: they are rounded
 
 
 def fused(dtype: torch.dtype) -> Arithmetic:
@@ -61,8 +71,15 @@ def fused(dtype: torch.dtype) -> Arithmetic:
 
 
 def fused_on_gpu(dtype: torch.dtype) -> Arithmetic:
-    """As `fused`, but the gradient of a softmax is made with the outputs that were rounded to `dtype`."""
-    return replace(fused(dtype), outputs=0.0 if dtype == torch.float32 else unit_roundoff(dtype))
+    """As `fused`, but on tensor cores, and the gradient of a softmax is made with outputs rounded to `dtype`.
+
+    Tensor cores multiply float32 as three products of tf32, and cut their sums to float32. In narrower dtypes neither
+    shows, and in float32 the gradient of a softmax is made with its weights.
+    """
+    if dtype == torch.float32:
+        single = unit_roundoff(dtype)
+        return replace(fused(dtype), products=IN_THREE * single, cut=2 * single)
+    return replace(fused(dtype), outputs=unit_roundoff(dtype))
 
 
 def step_by_step(dtype: torch.dtype) -> Arithmetic:
@@ -86,6 +103,7 @@ class Rounding(TorchDispatchMode):
 
     A sum of n terms is taken to be added up one after the other, and rounded each time. If their order is a matter of
     chance, the squares of its partial sums add up to n * (squares of the terms / 6 + square of the sum / 3).
+    Where tensor cores cut running sums, they lose what `_cuts` says besides.
     Errors are random even where real ones would not be, as in a product with one. So what is zero only in exact
     arithmetic errs by the size of what cancelled. Copies do not err.
     """
@@ -93,7 +111,8 @@ class Rounding(TorchDispatchMode):
     def __init__(self, arithmetic: Arithmetic, seed: int) -> None:
         super().__init__()
         self.arithmetic = arithmetic
-        self.generator = torch.Generator().manual_seed(seed)
+        self.seed = seed
+        self.generators: dict[torch.device, torch.Generator] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Call the operation, then let its result err."""
@@ -107,7 +126,7 @@ class Rounding(TorchDispatchMode):
             args = [self._factor(arg) for arg in args]
         result = func(*args, **kwargs)
         if packet in (aten.bmm, aten.mm):
-            return self._sum(result, _of_squares(func, args, kwargs), args[0].shape[-1])
+            return self._sum(result, _of_squares(func, args, kwargs), args[0].shape[-1], cut=self.arithmetic.cut)
         if packet is aten.convolution:
             return self._sum(result, _of_squares(func, args, kwargs), args[1][0].numel() + (args[2] is not None))
         if packet is aten.convolution_backward:
@@ -130,12 +149,15 @@ class Rounding(TorchDispatchMode):
             result.add_(noise, alpha=self.arithmetic.smallest)
         return result
 
-    def _sum(self, result: Tensor, squares: Tensor, terms: Tensor | int) -> Tensor:
+    def _sum(self, result: Tensor, squares: Tensor, terms: Tensor | int, *, cut: float = 0.0) -> Tensor:
         if not _is_exact(result):
             return result
         sums, products = self.arithmetic.sums, self.arithmetic.products
-        variance = sums**2 * terms * (squares / 6 + result.square() / 3) + products**2 * squares
-        result.add_(TYPICAL * variance.sqrt() * self._noise(result))
+        partial = squares / 6 + result.square() / 3
+        variance = TYPICAL**2 * (sums**2 * terms * partial + products**2 * squares)
+        if cut:
+            variance += (cut * _cuts(result, squares, terms)).square() * partial
+        result.add_(variance.sqrt() * self._noise(result))
         return self._rounded(result) if self.arithmetic.results > sums else result
 
     def _gradient_of_softmax(self, towards: Tensor, weights: Tensor, axis: int) -> Tensor:
@@ -161,8 +183,23 @@ class Rounding(TorchDispatchMode):
 
     def _noise(self, like: Tensor) -> Tensor:
         """Numbers of mean zero and variance one; even ones, which are made four times as fast as normal ones."""
-        even = torch.rand(like.shape, dtype=torch.float64, generator=self.generator)
+        if like.device not in self.generators:
+            self.generators[like.device] = torch.Generator(like.device).manual_seed(self.seed)
+        generator = self.generators[like.device]
+        even = torch.rand(like.shape, dtype=torch.float64, device=like.device, generator=generator)
         return even.sub_(0.5).mul_(math.sqrt(12))
+
+
+def _cuts(result: Tensor, squares: Tensor, terms: Tensor | int) -> Tensor:
+    """How many last places a sum of so many products loses on a tensor core, which cuts where others round.
+
+    A step adds a few terms to a running sum. By that the sum loses a fifth of its last place on average, towards zero;
+    it seldom changes its sign, so the losses of all steps add up. The terms of a step lose two fifths, each towards
+    zero. Of that as much adds up as of the terms themselves: all if they are alike, next to nothing if they cancel.
+    """
+    alike = result.abs() / (terms * squares).sqrt().clamp_min(torch.finfo(torch.float64).tiny)
+    steps = torch.as_tensor(terms).clamp_max(DEPTH).div(TERMS).clamp_min(1)
+    return steps * (1 + 2 * alike) / 5
 
 
 def _is_exact(arg: Any) -> bool:

@@ -1,6 +1,7 @@
 """The budget that the other tests rely on: right results pass, and what loses two bits does not."""
 
 import math
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -8,7 +9,8 @@ import pytest
 import torch
 from error_budget import assert_as_exact_as, independent
 from kernel_cases import CASES, Case, assert_within_budget, result_and_gradients
-from simulated_rounding import fused, simulated, step_by_step
+from simulated_rounding import fused, fused_on_gpu, simulated, step_by_step
+from tensor_cores import OnTensorCore, TensorCore
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -74,6 +76,45 @@ def test_a_computation_that_loses_two_bits_does_not_pass(case: Case):
     assert_within_budget(case, kernel(case, torch.float32), torch.float32)
     with too_much:
         assert_within_budget(case, kernel(case, torch.float32, TwoBitsFewer()), torch.float32)
+
+
+# Besides, those whose errors were above a budget that did not know tensor cores.
+ON_GPU = (*NAMES, "halo: no tables", "content: heads of 64", "axial: many lines", "axial: long lines")
+
+
+def on(core: TensorCore, case: Case) -> list[Tensor]:
+    """What a kernel gives on a tensor core."""
+    return kernel(case, torch.float32, OnTensorCore(core))
+
+
+@pytest.mark.parametrize("case", [CASES[name] for name in ON_GPU], ids=ON_GPU)
+def test_what_tensor_cores_make_of_float32_passes_unless_two_bits_are_lost(case: Case):
+    budget = {"arithmetic": fused_on_gpu(torch.float32)}
+    for right in (TensorCore(), TensorCore(terms=8, spare=2)):
+        assert_within_budget(case, on(right, case), torch.float32, **budget)
+    for wrong in (TensorCore(lost=2), TensorCore(products=1)):
+        with too_much:
+            assert_within_budget(case, on(wrong, case), torch.float32, **budget)
+
+
+@pytest.mark.parametrize("draw", [torch.randn, torch.rand], ids=["of either sign", "of one sign"])
+@pytest.mark.parametrize("terms", [1, 2, 5, 16, 64])
+def test_simulated_errors_of_a_tensor_core_are_as_large_as_those_of_an_emulated_one(
+    terms: int, draw: Callable[..., Tensor]
+):
+    left, right = draw(6, 40, terms), draw(6, terms, 50)
+    truth = left.double() @ right.double()
+    (likely,) = simulated(lambda: [left.double() @ right.double()], fused_on_gpu(torch.float32), torch.float32)
+    ratio = (TensorCore().product(left, right) - truth).square().mean().sqrt() / (likely - truth).square().mean().sqrt()
+    assert 0.5 < ratio < 1.1
+
+
+def test_emulated_products_of_tf32_drop_what_tf32_drops():
+    left = torch.tensor([[1 + 2**-11, 3.0 - 2**-22]])  # halfway to the next number of tf32; almost one of them
+    right = torch.tensor([[1.0], [1.0]])
+    assert TensorCore(products=1).product(left, right).item() == 1 + 2**-10 + 3
+    assert TensorCore().product(left[:, :1], right[:1]).item() == 1 + 2**-11
+    assert TensorCore().product(left, right).item() == pytest.approx(4 + 2**-11, abs=2**-21)
 
 
 def test_one_wrong_number_among_many_is_found():

@@ -9,6 +9,16 @@ import torch
 from parhelion import native
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Deselect what only a GPU can run, where there is none."""
+    if torch.cuda.is_available():
+        return
+    wanting = [item for item in items if item.get_closest_marker("gpu")]
+    if wanting:
+        config.hook.pytest_deselected(items=wanting)
+        items[:] = [item for item in items if item not in set(wanting)]
+
+
 @pytest.fixture(params=native.LEVELS)
 def level(request: pytest.FixtureRequest) -> Iterator[str]:
     """Run the test once with the kernels of every level that runs here."""
@@ -25,6 +35,14 @@ def threads() -> Iterator[None]:
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def tf32_setting() -> Iterator[None]:
+    """Give back PyTorch's setting after a test that changes it."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    yield
+    torch.backends.cuda.matmul.allow_tf32 = before
 
 
 @pytest.fixture

@@ -8,10 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from kernel_cases import Case, axial, axial_plus, content, halo, result_and_gradients
+from kernel_cases import Case, assert_within_budget, axial, axial_plus, content, halo, result_and_gradients
+from simulated_rounding import fused_on_gpu
 from small_layers import assert_trains_within_budget
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
+from triton_cases import DEVICE, EVERY, REAL, REAL_NARROW, SMALL
 
 from parhelion.ops import axial as axial_op
 from parhelion.ops import content as content_op
@@ -19,7 +22,6 @@ from parhelion.ops import gpu
 from parhelion.ops import halo as halo_op
 from parhelion.ops.implementation import chosen
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 OPERATIONS = {
     "halo": (halo(3, 5, 4, 1, heads=2, batch=1), halo_op.why_not_triton),
     "halo without tables": (halo(3, 5, 4, 1, heads=2, batch=1, tables=None), halo_op.why_not_triton),
@@ -80,6 +82,15 @@ def test_kernels_refuse_what_they_cannot_compute(case: Case, why_not_triton: Cal
     )
     many = [torch.empty(65_536, *tensor.shape[1:], device="meta") for tensor in (q, *rest)]
     assert why_not_triton(*many) == "the kernel takes up to 65535 images at a time, not 65536"
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_kernels_take_every_call_that_they_are_tested_on():
+    for dtype in gpu.DTYPES:
+        narrow = {} if dtype == torch.float32 else REAL_NARROW
+        for case in (SMALL | EVERY | REAL | narrow).values():
+            inputs = [torch.empty(shape, dtype=dtype, device="meta") for shape in case.shapes]
+            assert case.attend(*inputs, impl="triton").shape == case.result_shape
 
 
 @pytest.fixture
@@ -195,12 +206,46 @@ def test_activation_checkpointing_changes_no_gradient(case: Case):
 
 
 @runs
-@pytest.mark.parametrize("name", ["halo", "global"])
+@pytest.mark.gpu_first
+@pytest.mark.parametrize("name", ["halo", "global", "global, queries normalised"])
 def test_layers_train_under_autocast_as_exactly_as_with_the_reference(name: str):
     # The interpreter cannot multiply bfloat16.
     dtype = torch.bfloat16 if DEVICE == "cuda" else torch.float16
     images, towards = (torch.randn(2, 12, 3, 5, device=DEVICE) for _ in range(2))
     assert_trains_within_budget(name, "triton", images, towards, dtype)
+
+
+class SoftmaxInFloat32(TorchFunctionMode):
+    """Give a softmax in float32, as autocast does on a GPU, though not on a CPU."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is Tensor.softmax:
+            args = (args[0].float(), *args[1:])
+        return func(*args, **(kwargs or {}))
+
+
+@runs
+def test_a_softmax_that_comes_in_float32_changes_no_dtype():
+    case = content(3, 5, heads=2, batch=1, normalize_queries=True)
+    leaves = [tensor.to(DEVICE) for tensor in case.tensors(torch.float16)[:-1]]
+    expected = case.attend(*leaves, impl="triton")
+    with Noted() as noted, SoftmaxInFloat32():
+        found = case.attend(*leaves, impl="triton")
+    assert [{tensor.dtype for tensor in arguments} for _, arguments in noted.calls] == [{torch.float16}]
+    assert torch.equal(found, expected)
+
+
+@runs
+@pytest.mark.gpu
+@pytest.mark.gpu_first
+def test_normalised_queries_under_autocast_stay_within_the_error_budget():
+    case = content(7, 9, normalize_queries=True)
+    *leaves, towards = [tensor.to(DEVICE) for tensor in case.tensors(torch.bfloat16)]
+    leaves = [tensor.requires_grad_() for tensor in leaves]
+    with torch.autocast("cuda", torch.bfloat16):
+        out = case.attend(*leaves, impl="triton")
+    found = [tensor[None].cpu() for tensor in (out.detach(), *torch.autograd.grad(out, leaves, towards))]
+    assert_within_budget(case, found, torch.bfloat16, arithmetic=fused_on_gpu(torch.bfloat16), draws=1)
 
 
 # Under torch.compile

@@ -78,14 +78,6 @@ def test_the_windows_that_meet_are_counted_right(block: int, halo: int, side: in
     assert windows_met(block, halo, side, shift) == windows_counted(block, halo, side, shift)
 
 
-@pytest.fixture
-def tf32_setting():
-    """Give back PyTorch's setting after a test that changes it."""
-    before = torch.backends.cuda.matmul.allow_tf32
-    yield
-    torch.backends.cuda.matmul.allow_tf32 = before
-
-
 def cut(d: int, block: int, *, backward: bool) -> Plan:
     """The plan for heads of d channels in bfloat16, with a halo of 3 and tables."""
     geometry = Geometry(block, 3, stride=1, step=1, masked=0, summed=0)

@@ -37,7 +37,10 @@ def content_attention_triton(q: Tensor, k: Tensor, v: Tensor, *, normalize_queri
     bitwise equal. Where heads are narrow, a gradient that is not finite may make those of the head beside it no
     numbers. Maps whose channels do not lie side by side are copied first. Second derivatives are not available.
     """
-    return _forward(q.softmax(dim=-1) if normalize_queries else q, k, v)[0]
+    if normalize_queries:
+        # Autocast computes a softmax in float32 on a GPU.
+        q = q.softmax(dim=-1).to(k.dtype)
+    return _forward(q, k, v)[0]
 
 
 class Call(NamedTuple):
