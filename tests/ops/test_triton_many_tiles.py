@@ -76,7 +76,8 @@ def test_tiles_that_share_a_program_are_all_summed(case: Case, programs: Callabl
     assert_summed_alike(shared_tables, tables, terms=math.prod(case.shapes[0][:4]))
 
 
-@pytest.mark.skipif(DEVICE == "cpu", reason="wants a GPU: the interpreter runs one thread, which meets no other")
+@pytest.mark.gpu  # the interpreter runs one thread, which meets no other
+@pytest.mark.gpu_first
 @pytest.mark.parametrize("case", LARGE.values(), ids=LARGE.keys())
 def test_many_tiles_give_the_same_sums_in_every_run(case: Case, programs: Callable[[int], None]):
     tensors = drawn(case, torch.bfloat16)
