@@ -6,6 +6,7 @@ import shutil
 from dataclasses import replace
 
 import pytest
+from recipes.makers import one_of_each_maker
 from runs.colour_folders import colour_folders
 from runs.tiny_scenes import TINY, draw_nothing, tiny_scenes
 
@@ -16,17 +17,6 @@ from parhelion.runs.trainer import train
 
 CLASSIFIERS = [name for name in RECIPES if recipe(name).task == "classification"]
 DETECTORS = [name for name in RECIPES if recipe(name).task == "detection"]
-
-
-def one_of_each_maker(names):
-    """The names of recipes as parameters; all but the first of each function that makes recipes are thorough."""
-    seen, parameters = set(), []
-    for name in names:
-        maker = RECIPES[name].make
-        parameters.append(pytest.param(name, marks=[pytest.mark.thorough] if maker in seen else []))
-        seen.add(maker)
-    return parameters
-
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 

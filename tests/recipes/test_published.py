@@ -5,6 +5,7 @@ from functools import cache
 
 import pytest
 import torch
+from recipes.makers import one_of_each_maker
 
 from parhelion.detection.pyramid import named_backbone
 from parhelion.models import create_model
@@ -209,7 +210,7 @@ def counted(task, model, image_px, choices):
     return multiply_adds(network, (image_px, image_px))
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", one_of_each_maker(RECIPES))
 def test_every_recipe_builds_the_network_that_its_cost_is_counted_on(name):
     found = recipe(name)
     choices = tuple(found.model_choices().items())
