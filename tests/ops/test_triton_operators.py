@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -22,9 +23,14 @@ from parhelion.ops import gpu
 from parhelion.ops import halo as halo_op
 from parhelion.ops.implementation import chosen
 
+<<<<<<< HEAD
+=======
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+why_not_halo = partial(halo_op.why_not_triton, tables=None, window=halo_op.Window(4, 1, 1, "zero", 1.0, "halves"))
+>>>>>>> g3
 OPERATIONS = {
-    "halo": (halo(3, 5, 4, 1, heads=2, batch=1), halo_op.why_not_triton),
-    "halo without tables": (halo(3, 5, 4, 1, heads=2, batch=1, tables=None), halo_op.why_not_triton),
+    "halo": (halo(3, 5, 4, 1, heads=2, batch=1), why_not_halo),
+    "halo without tables": (halo(3, 5, 4, 1, heads=2, batch=1, tables=None), why_not_halo),
     "content": (content(3, 5, heads=2, batch=1), content_op.why_not_triton),
     "axial": (axial(3, 5, "h", heads=2, batch=1), axial_op.why_not_triton),
     "axial, plus a map": (axial_plus(3, 5, "w", heads=2, batch=1), axial_op.why_not_triton),
@@ -73,17 +79,14 @@ def test_kernels_refuse_what_they_cannot_compute(case: Case, why_not_triton: Cal
     apart = (q, *rest[:-1], rest[-1].to("meta"))
     assert why_not_triton(*apart) == "the kernel wants one device, not cpu and meta"
     wide = [torch.empty(*tensor.shape[:4], 257, device="meta") for tensor in (q, *rest)]
-    assert (
-        why_not_triton(*wide) == "the kernel takes heads of up to 128 channels of torch.float32 on meta, and q has 257"
-    )
+    assert why_not_triton(*wide) == "the kernel takes heads of up to 128 channels of torch.float32, and q has 257"
     wide = [tensor.half() for tensor in wide]
-    assert (
-        why_not_triton(*wide) == "the kernel takes heads of up to 256 channels of torch.float16 on meta, and q has 257"
-    )
+    assert why_not_triton(*wide) == "the kernel takes heads of up to 256 channels of torch.float16, and q has 257"
     many = [torch.empty(65_536, *tensor.shape[1:], device="meta") for tensor in (q, *rest)]
     assert why_not_triton(*many) == "the kernel takes up to 65535 images at a time, not 65536"
 
 
+<<<<<<< HEAD
 @pytest.mark.usefixtures("interpreted")
 def test_kernels_take_every_call_that_they_are_tested_on():
     for dtype in gpu.DTYPES:
@@ -91,6 +94,51 @@ def test_kernels_take_every_call_that_they_are_tested_on():
         for case in (SMALL | EVERY | REAL | narrow).values():
             inputs = [torch.empty(shape, dtype=dtype, device="meta") for shape in case.shapes]
             assert case.attend(*inputs, impl="triton").shape == case.result_shape
+=======
+def shares(monkeypatch: pytest.MonkeyPatch, kib: int) -> None:
+    """Let programs on any device share so much memory."""
+    monkeypatch.setattr(gpu, "_shared_memory", lambda device: kib * 1024)
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_large_tables_and_wide_windows_are_refused_in_words_and_auto_falls_back(monkeypatch: pytest.MonkeyPatch):
+    shares(monkeypatch, 99)
+    large = halo(4, 5, 56, 0, d=32, e=32, heads=1, batch=1)
+    tensors = large.tensors(torch.float32)[:-1]
+    leaves = [tensor.requires_grad_() for tensor in tensors]
+    reason = "the kernel may need [0-9]+ KiB of shared memory, and cpu has 99"
+    with pytest.raises(ValueError, match=f"^impl='triton' cannot run: {reason}$"):
+        large.attend(*leaves, impl="triton")
+    assert large.attend(*leaves).isfinite().all()
+    # Tables do not fit where their gradients are wanted, even theirs alone; the forward pass does.
+    q, k, v, *tables = (tensor.detach() for tensor in leaves)
+    window = halo_op.Window(56, 0, 1, "zero", 1.0, "halves")
+    assert halo_op.why_not_triton(q, k, v, tuple(tables), window) is None
+    assert "99" in halo_op.why_not_triton(q, k, v, (tables[0].requires_grad_(), tables[1]), window)
+    with torch.no_grad():
+        assert halo_op.why_not_triton(q, k, v, tuple(tables), window) is None
+    shares(monkeypatch, 227)
+    assert halo_op.why_not_triton(q, k, v, tuple(tables), window) is None
+    for side, reason in (
+        (127, None),
+        (128, "the kernel takes windows of up to 127 pixels a side for these heads, and this one has 128"),
+    ):
+        window = halo_op.Window(side, 0, 1, "zero", 1.0, "halves")
+        assert halo_op.why_not_triton(q, k, v, None, window) == reason
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_wide_heads_in_float32_are_refused_where_a_card_shares_too_little(monkeypatch: pytest.MonkeyPatch):
+    q = torch.empty(1, 3, 2, 1, 128, requires_grad=True)
+    for kib, reason in ((99, "the kernel may need 159 KiB of shared memory, and cpu has 99"), (163, None), (227, None)):
+        shares(monkeypatch, kib)
+        assert content_op.why_not_triton(q, q, q) == reason
+        assert content_op.why_not_triton(q.detach(), q.detach(), q.detach()) is None
+        assert (axial_op.why_not_triton(q, q) is None) == (kib > 99)
+        half = q.half()
+        assert content_op.why_not_triton(half, half, half) is None
+        assert axial_op.why_not_triton(half, half) is None
+>>>>>>> g3
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ from parhelion.ops.halo.triton_plan import (
     windows_met,
 )
 
-sides = st.integers(1, 64)
+sides = st.integers(1, 127)
 
 
 def covered(side: int, most: int) -> int:

@@ -110,6 +110,11 @@ def precision(dtype: torch.dtype) -> str:
     return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "tf32x3"
 
 
+def known(number: int) -> int:
+    """The number itself, from 0 on; torch.compile may know its name only, and compiles for its value from here on."""
+    return len(range(number))
+
+
 def padded(size: int, least: int = NARROWEST) -> int:
     """The next power of two, which the sides of a kernel's blocks must be; at least `least`."""
     side = least

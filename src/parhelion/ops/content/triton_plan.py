@@ -1,7 +1,6 @@
 """How the Triton kernels of content attention cut their work, chosen from the shapes alone."""
 
 import functools
-import math
 from typing import NamedTuple
 
 import torch
@@ -15,24 +14,12 @@ WARPS = 2112
 # Every program that reads a summary adds the chunks up again.
 MOST_CHUNKS = 16
 
-
-class Copies(NamedTuple):
-    """Of what a program works with, how many copies it holds in shared memory at a time, at most."""
-
-    pixels: float
-    """Tiles of keys and values, for each that is on its way."""
-    blocks: float
-    """Blocks of the summary, or of its gradients."""
-
-
-# What Triton 3.6 and 3.8 allocate for sm_86 and sm_90 for all widths: the least numbers that bound it, a little more.
-COPIES = {  # by whether gradients are computed, and whether in float32
-    (False, False): Copies(pixels=1.1, blocks=0.5),
-    (False, True): Copies(pixels=1.05, blocks=1.2),
-    (True, False): Copies(pixels=1.5, blocks=0.6),
-    (True, True): Copies(pixels=1.6, blocks=1.55),
-}
-FEW_BYTES = 4096  # what changes hands in a reduction
+# KiB of shared memory that Triton 3.6 and 3.8 allocate for sm_86 and sm_90, the most of all widths of keys and values:
+# by the size of a number and the bytes of the wider head, padded; forward, backward.
+MOST_KIB = {
+    (2, 32): (13, 13), (2, 64): (13, 14), (2, 128): (35, 48), (2, 256): (32, 40), (2, 512): (64, 80),
+    (4, 64): (20, 14), (4, 128): (36, 32), (4, 256): (40, 72), (4, 512): (80, 144),
+}  # fmt: skip
 
 
 class Plan(NamedTuple):
@@ -147,18 +134,11 @@ def plan(q: Layout, k: Layout, v: Layout, dtype: torch.dtype, precision: str) ->
     )
 
 
-@functools.lru_cache(SETTINGS)
 def shared_bytes(d: int, e: int, dtype: torch.dtype, *, backward: bool) -> int:
     """Bytes of shared memory that a program takes at most: of the forward pass, and of the backward one if wanted."""
-    tile, part, _, under_way = effort_for(max(padded(d), padded(e)) * dtype.itemsize)
-    pixel = (padded(d) + padded(e)) * dtype.itemsize
-    block = min(part, padded(d)) * padded(e) + padded(d) * min(part, padded(e))
-    needed = [
-        copies.pixels * tile * under_way * pixel + copies.blocks * block * dtype.itemsize
-        for (gradients, exact), copies in COPIES.items()
-        if exact == (dtype.itemsize > 2) and gradients <= backward
-    ]
-    return math.ceil(max(needed)) + FEW_BYTES
+    forward, gradients = MOST_KIB[dtype.itemsize, max(padded(d), padded(e)) * dtype.itemsize]
+    # A tenth more, since other versions of Triton may take more.
+    return 1024 * (max(forward, gradients) if backward else forward) * 11 // 10
 
 
 class Effort(NamedTuple):

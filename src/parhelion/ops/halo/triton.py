@@ -8,7 +8,7 @@ from torch import Tensor
 
 from parhelion.native import side_by_side
 from parhelion.ops import gpu
-from parhelion.ops.gpu import Launch, as_map, layout, padded
+from parhelion.ops.gpu import Launch, as_map, known, layout, padded
 from parhelion.ops.halo.contract import Geometry, Window
 from parhelion.ops.halo.triton_plan import Choices, Inputs, Setting, Table, setting, shared_bytes, why_not_window
 
@@ -28,7 +28,8 @@ def why_not_triton(q: Tensor, k: Tensor, v: Tensor, tables: tuple[Tensor, Tensor
     relative, backward = tables is not None, gpu.wants_gradients(q, k, v, *(tables or ()))
     # Padded, the widths are numbers for torch.compile, even where it knows only bounds of those of the maps.
     d, e = padded(q.shape[-1]), padded(v.shape[-1])
-    return _why_not_plan(d, e, q.dtype, q.device, tuple(window.geometry), relative, backward)
+    geometry = tuple(known(number) for number in window.geometry)
+    return _why_not_plan(d, e, q.dtype, q.device, geometry, relative, backward)
 
 
 @torch.compiler.assume_constant_result
@@ -51,8 +52,7 @@ def halo_attention_triton(
     derivatives are not available.
     """
     table_h, table_w = (None, None) if tables is None else tables
-    leaves = (tensor for tensor in (q, k, v, table_h, table_w) if tensor is not None)
-    differentiable = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in leaves)
+    differentiable = gpu.wants_gradients(q, k, v, table_h, table_w)
     return _forward(q, k, v, table_h, table_w, list(window.geometry), window.scale, differentiable)[0]
 
 
