@@ -23,11 +23,7 @@ from parhelion.ops import gpu
 from parhelion.ops import halo as halo_op
 from parhelion.ops.implementation import chosen
 
-<<<<<<< HEAD
-=======
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 why_not_halo = partial(halo_op.why_not_triton, tables=None, window=halo_op.Window(4, 1, 1, "zero", 1.0, "halves"))
->>>>>>> g3
 OPERATIONS = {
     "halo": (halo(3, 5, 4, 1, heads=2, batch=1), why_not_halo),
     "halo without tables": (halo(3, 5, 4, 1, heads=2, batch=1, tables=None), why_not_halo),
@@ -86,7 +82,6 @@ def test_kernels_refuse_what_they_cannot_compute(case: Case, why_not_triton: Cal
     assert why_not_triton(*many) == "the kernel takes up to 65535 images at a time, not 65536"
 
 
-<<<<<<< HEAD
 @pytest.mark.usefixtures("interpreted")
 def test_kernels_take_every_call_that_they_are_tested_on():
     for dtype in gpu.DTYPES:
@@ -94,7 +89,8 @@ def test_kernels_take_every_call_that_they_are_tested_on():
         for case in (SMALL | EVERY | REAL | narrow).values():
             inputs = [torch.empty(shape, dtype=dtype, device="meta") for shape in case.shapes]
             assert case.attend(*inputs, impl="triton").shape == case.result_shape
-=======
+
+
 def shares(monkeypatch: pytest.MonkeyPatch, kib: int) -> None:
     """Let programs on any device share so much memory."""
     monkeypatch.setattr(gpu, "_shared_memory", lambda device: kib * 1024)
@@ -138,7 +134,6 @@ def test_wide_heads_in_float32_are_refused_where_a_card_shares_too_little(monkey
         half = q.half()
         assert content_op.why_not_triton(half, half, half) is None
         assert axial_op.why_not_triton(half, half) is None
->>>>>>> g3
 
 
 @pytest.fixture
