@@ -1,11 +1,10 @@
 """What is measured and what it must show, as data. The first candidate of a case is ours."""
 
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import peers
 from peers import Layer, Runtime, WithGsaPytorch
@@ -15,100 +14,83 @@ from parhelion.speed.networks import Network
 from parhelion.speed.timing import Candidate, Precision
 
 # A row of a measured case: see `parhelion.speed.timing.measure`.
-Rows = Mapping[str, Mapping[str, Any]]
+Row: TypeAlias = Mapping[str, Any]
+Rows: TypeAlias = Mapping[str, Row]
 
 OURS, CONVOLUTION = "parhelion", "3x3 convolution"
+TIMM_HALO, TIMM_H1, RESNET = "timm HaloAttn", "timm halonet_h1", "timm resnet50"
 LAYER_ROUNDS, NETWORK_ROUNDS = 25, 5
 MAP_SIDES = (32, 64, 128, 256)  # of the first stage, for images of 128, 256, 512 and 1024 px
 MAP_PIXELS = 65536  # in a batch, whatever the side
+SIDES = tuple(f"{4 * side} px" for side in MAP_SIDES)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Target(ABC):
-    """A promise about a case, with what must be reached and what is aimed at."""
+@dataclass(frozen=True)
+class Target:
+    """A promise about a case: a quantity of ours, mostly over the same of others, keeps to a bound."""
 
+    quantity: str  # of QUANTITIES
+    over: tuple[str, ...]  # the fastest of these counts
+    direction: Literal["at most", "at least"]
+    bound: float
+    aim: float | None
     says: str
-    at_least: float
-    aim: float | None = None
-    less_is_better = True
+    _: KW_ONLY
+    ours: tuple[str, ...] = (OURS,)
 
-    @abstractmethod
     def reached(self, rows: Rows) -> float | None:
-        """The number, from the rows by name; None where a candidate it needs was not measured."""
+        """The quantity, from the rows by name; None where a candidate that it needs was not measured."""
+        ours, theirs = ([rows[name] for name in names if name in rows] for names in (self.ours, self.over))
+        return QUANTITIES[self.quantity](ours, theirs)
 
     def met(self, value: float, bound: float) -> bool:
         """Whether `value` keeps to `bound`."""
-        return value <= bound if self.less_is_better else value >= bound
+        return value <= bound if self.direction == "at most" else value >= bound
 
 
-@dataclass(frozen=True, kw_only=True)
-class Quotient(Target):
-    """A quantity of one candidate over the same of another."""
+def _over(of: Callable[[Row], float | None]) -> Callable[[Sequence[Row], Sequence[Row]], float | None]:
+    """What the fastest of ours has, over what the fastest of the others has."""
 
-    over: str
-    ours: str = OURS
-
-    def reached(self, rows: Rows) -> float | None:
-        """Ours over the other's."""
-        if self.ours not in rows or self.over not in rows:
+    def ratio(ours: Sequence[Row], theirs: Sequence[Row]) -> float | None:
+        if not ours or not theirs:
             return None
-        ours, theirs = self.quantity(rows[self.ours]), self.quantity(rows[self.over])
-        return None if ours is None or theirs is None else ours / theirs
+        mine, other = (of(min(rows, key=_seconds)) for rows in (ours, theirs))
+        return None if mine is None or other is None else mine / other
 
-    @abstractmethod
-    def quantity(self, row: Mapping[str, Any]) -> float | None:
-        """What is compared."""
+    return ratio
 
 
-@dataclass(frozen=True, kw_only=True)
-class Time(Quotient):
-    """Our time over the other's."""
-
-    def quantity(self, row: Mapping[str, Any]) -> float:
-        """Median seconds of a batch."""
-        return row["seconds"]["median"]
+def _seconds(row: Row) -> float:
+    return row["seconds"]["median"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Speed(Quotient):
-    """Our images per second over the other's."""
-
-    less_is_better = False
-
-    def quantity(self, row: Mapping[str, Any]) -> float:
-        """Images per second at the median."""
-        return row["images_per_second"]
+def _share_of_floor(ours: Sequence[Row], theirs: Sequence[Row]) -> float | None:
+    return max((row["floor"]["share"] for row in ours if row["floor"] is not None), default=None)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Memory(Quotient):
-    """Our peak memory over the other's."""
-
-    def quantity(self, row: Mapping[str, Any]) -> float | None:
-        """MiB; None where it was not measured."""
-        return row["peak_memory_mib"]
+def _spread(ours: Sequence[Row], theirs: Sequence[Row]) -> float | None:
+    times = [_seconds(row) for row in ours]
+    return max(times) / min(times) if len(times) == len(MAP_SIDES) else None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Spread(Target):
-    """The longest time per pixel over the shortest; every candidate computes equally many pixels."""
-
-    def reached(self, rows: Rows) -> float | None:
-        """1 is flat."""
-        times = [row["seconds"]["median"] for row in rows.values()]
-        return max(times) / min(times) if len(times) == len(MAP_SIDES) else None
+def _growth(ours: Sequence[Row], theirs: Sequence[Row]) -> float | None:
+    if len(ours) != len(MAP_SIDES):
+        return None
+    return math.log(_seconds(ours[-1]) / _seconds(ours[0])) / math.log(MAP_SIDES[-1] / MAP_SIDES[0])
 
 
-@dataclass(frozen=True, kw_only=True)
-class Growth(Target):
-    """The exponent with which time per pixel grows with the side, from the smallest to the largest map."""
-
-    def reached(self, rows: Rows) -> float | None:
-        """0 is flat, 1 is as the side."""
-        times = [row["seconds"]["median"] for row in rows.values()]
-        if len(times) != len(MAP_SIDES):
-            return None
-        return math.log(times[-1] / times[0]) / math.log(MAP_SIDES[-1] / MAP_SIDES[0])
+QUANTITIES: Mapping[str, Callable[[Sequence[Row], Sequence[Row]], float | None]] = {
+    "time": _over(_seconds),
+    "images/s": _over(lambda row: row["images_per_second"]),
+    "peak memory": _over(lambda row: row["peak_memory_mib"]),
+    # The largest of ours, the floor over the time: 1 is as fast as the machine can be.
+    "share of the floor": _share_of_floor,
+    # Of maps of all sides, equally many pixels each. The longest time over the shortest: 1 is flat.
+    "spread over sides": _spread,
+    # The exponent of time against the side, from the smallest to the largest map: 0 is flat, 1 is as the side.
+    "growth with side": _growth,
+}
+"""What a target may be about: from the measured rows of ours and of the others."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,8 +114,8 @@ def _halo_layer(*, backward: bool) -> tuple[Layer, ...]:
         Layer(name=OURS, make=ours, **sizes),
         Layer(name=f"{OURS}, compiled", make=ours, compiled=True, **sizes),
         Layer(name=CONVOLUTION, make=partial(peers.convolution, 64), **sizes),
-        Layer(name="timm HaloAttn", make=timm, channels_last=False, **sizes),
-        Layer(name="timm HaloAttn, compiled", make=timm, channels_last=False, compiled=True, **sizes),
+        Layer(name=TIMM_HALO, make=timm, channels_last=False, **sizes),
+        Layer(name=f"{TIMM_HALO}, compiled", make=timm, channels_last=False, compiled=True, **sizes),
         Layer(name="halonet-pytorch", make=theirs, channels_last=False, needs=("halonet_pytorch",), **sizes),
     )
 
@@ -162,14 +144,14 @@ def _gsa_case(channels: int, side: int, targets: tuple[Target, ...] = ()) -> Cas
 def _by_side(make: Callable[[int], Callable[[], nn.Module]]) -> tuple[Layer, ...]:
     return tuple(
         Layer(
-            name=f"{4 * side} px",
+            name=name,
             make=make(side),
             channels=64,
             side=side,
             batch=MAP_PIXELS // side**2,
             unit="megapixels",
         )
-        for side in MAP_SIDES
+        for name, side in zip(SIDES, MAP_SIDES, strict=True)
     )
 
 
@@ -196,9 +178,9 @@ def _networks(precision: Precision) -> tuple[Candidate, ...]:
         Network(name=f"{OURS}, compiled", model="halonet_h1", compiled=True, **sizes),
         Network(name=f"{OURS}, not folded", model="halonet_h1", folded=False, **sizes),
         *autocast,
-        Network(name="timm halonet_h1", model="timm:halonet_h1", **theirs),
-        Network(name="timm halonet_h1, compiled", model="timm:halonet_h1", compiled=True, **theirs),
-        Network(name="timm resnet50", model="timm:resnet50", **theirs),
+        Network(name=TIMM_H1, model="timm:halonet_h1", **theirs),
+        Network(name=f"{TIMM_H1}, compiled", model="timm:halonet_h1", compiled=True, **theirs),
+        Network(name=RESNET, model="timm:resnet50", **theirs),
         Network(name="timm efficientnet_b1", model="timm:efficientnet_b1", **theirs),
         *runtimes,
     )
@@ -209,8 +191,8 @@ def _gsa_networks() -> tuple[Candidate, ...]:
     return (
         Network(name=OURS, model="gsa_resnet50", **sizes),
         Network(name=f"{OURS}, compiled", model="gsa_resnet50", compiled=True, **sizes),
-        Network(name="timm resnet50", model="timm:resnet50", **sizes),
-        Network(name="timm resnet50, compiled", model="timm:resnet50", compiled=True, **sizes),
+        Network(name=RESNET, model="timm:resnet50", **sizes),
+        Network(name=f"{RESNET}, compiled", model="timm:resnet50", compiled=True, **sizes),
         WithGsaPytorch(name="gsa-pytorch layers", model="gsa_resnet50", **sizes),
     )
 
@@ -219,24 +201,24 @@ def _training() -> tuple[Candidate, ...]:
     sizes = {"image_px": 256, "batch": 8, "train": True}
     return (
         Network(name=OURS, model="halonet_h1", **sizes),
-        Network(name="timm halonet_h1", model="timm:halonet_h1", **sizes),
-        Network(name="timm halonet_h1, compiled", model="timm:halonet_h1", compiled=True, **sizes),
-        Network(name="timm resnet50", model="timm:resnet50", **sizes),
+        Network(name=TIMM_H1, model="timm:halonet_h1", **sizes),
+        Network(name=f"{TIMM_H1}, compiled", model="timm:halonet_h1", compiled=True, **sizes),
+        Network(name=RESNET, model="timm:resnet50", **sizes),
     )
 
 
-def _accelerated(model: str, at_least: float, aim: float) -> Case:
+def _accelerated(model: str, bound: float, aim: float) -> Case:
     sizes = {"image_px": 256, "batch": 8}
+    ours, theirs = "accelerated", "timm"
+    target = Target("images/s", (theirs,), "at least", bound, aim, "images/s over the original's", ours=(ours,))
     return Case(
         name=f"accelerate-{model}",
         title=f"accelerate(timm {model}), 256 px, batch 8, float32, inference",
         candidates=(
-            Network(name="accelerated", model=f"accelerated:{model}", **sizes),
-            Network(name="timm", model=f"timm:{model}", **sizes),
+            Network(name=ours, model=f"accelerated:{model}", **sizes),
+            Network(name=theirs, model=f"timm:{model}", **sizes),
         ),
-        targets=(
-            Speed(says="images/s over the original's", ours="accelerated", over="timm", at_least=at_least, aim=aim),
-        ),
+        targets=(target,),
     )
 
 
@@ -248,8 +230,8 @@ CASES = (
         title=f"{LAYER}, forward",
         candidates=_halo_layer(backward=False),
         targets=(
-            Time(says="time over the 3x3 convolution's", over=CONVOLUTION, at_least=1.0, aim=0.6),
-            Speed(says="times faster than timm's layer", over="timm HaloAttn", at_least=6, aim=10),
+            Target("time", (CONVOLUTION,), "at most", 1.0, 0.6, "time over the 3x3 convolution's"),
+            Target("images/s", (TIMM_HALO,), "at least", 6, 10, "times faster than timm's layer"),
         ),
         rounds=LAYER_ROUNDS,
     ),
@@ -258,8 +240,8 @@ CASES = (
         title=f"{LAYER}, forward and backward",
         candidates=_halo_layer(backward=True),
         targets=(
-            Time(says="time over the 3x3 convolution's", over=CONVOLUTION, at_least=1.0, aim=0.7),
-            Speed(says="times faster than timm's layer", over="timm HaloAttn", at_least=4, aim=6),
+            Target("time", (CONVOLUTION,), "at most", 1.0, 0.7, "time over the 3x3 convolution's"),
+            Target("images/s", (TIMM_HALO,), "at least", 4, 6, "times faster than timm's layer"),
         ),
         rounds=LAYER_ROUNDS,
     ),
@@ -268,8 +250,8 @@ CASES = (
         title="halonet_h1, 256 px, batch 8, float32, inference",
         candidates=_networks("float32"),
         targets=(
-            Speed(says="images/s over timm's halonet_h1", over="timm halonet_h1", at_least=6, aim=9),
-            Speed(says="images/s over timm's resnet50, channels-last", over="timm resnet50", at_least=1.2, aim=1.8),
+            Target("images/s", (TIMM_H1,), "at least", 6, 9, "images/s over timm's halonet_h1"),
+            Target("images/s", (RESNET,), "at least", 1.2, 1.8, "images/s over timm's resnet50, channels-last"),
         ),
     ),
     Case(
@@ -277,8 +259,8 @@ CASES = (
         title="halonet_h1, 256 px, batch 8, bfloat16, inference",
         candidates=_networks("bfloat16"),
         targets=(
-            Speed(says="images/s over timm's in autocast", over="timm halonet_h1", at_least=5, aim=9),
-            Speed(says="images/s over OpenVINO's of timm's", over="OpenVINO, timm halonet_h1", at_least=2, aim=4),
+            Target("images/s", (TIMM_H1,), "at least", 5, 9, "images/s over timm's in autocast"),
+            Target("images/s", ("OpenVINO, timm halonet_h1",), "at least", 2, 4, "images/s over OpenVINO's of timm's"),
         ),
     ),
     Case(
@@ -286,10 +268,10 @@ CASES = (
         title="gsa_resnet50, 224 px, batch 8, float32, inference",
         candidates=_gsa_networks(),
         targets=(
-            Speed(says="images/s over timm's resnet50, channels-last", over="timm resnet50", at_least=0.85, aim=1.15),
+            Target("images/s", (RESNET,), "at least", 0.85, 1.15, "images/s over timm's resnet50, channels-last"),
         ),
     ),
-    _gsa_case(64, 56, (Time(says="time over the 3x3 convolution's", over=CONVOLUTION, at_least=1.5, aim=1.0),)),
+    _gsa_case(64, 56, (Target("time", (CONVOLUTION,), "at most", 1.5, 1.0, "time over the 3x3 convolution's"),)),
     _gsa_case(128, 28),
     _gsa_case(512, 7),
     Case(
@@ -297,8 +279,8 @@ CASES = (
         title="halonet_h1, 256 px, batch 8, float32, training step",
         candidates=_training(),
         targets=(
-            Speed(says="images/s over timm's", over="timm halonet_h1", at_least=4, aim=6),
-            Memory(says="peak memory over timm's", over="timm halonet_h1", at_least=0.5, aim=0.35),
+            Target("images/s", (TIMM_H1,), "at least", 4, 6, "images/s over timm's"),
+            Target("peak memory", (TIMM_H1,), "at most", 0.5, 0.35, "peak memory over timm's"),
         ),
     ),
     _accelerated("halonet_h1", 5, 8),
@@ -307,14 +289,20 @@ CASES = (
         name="halo-per-pixel",
         title=f"HaloAttention at the first stage of images of 128 to 1024 px, {MAP_PIXELS} pixels a batch, forward",
         candidates=_by_side(lambda side: partial(peers.our_halo, dim=64, heads=4, block=8, halo=3)),
-        targets=(Spread(says="longest over shortest time per pixel", at_least=1.15),),
+        targets=(
+            Target("spread over sides", (), "at most", 1.15, None, "longest over shortest time per pixel", ours=SIDES),
+        ),
         rounds=LAYER_ROUNDS,
     ),
     Case(
         name="gsa-per-pixel",
         title=f"GSA module at the first stage of images of 128 to 1024 px, {MAP_PIXELS} pixels a batch, forward",
         candidates=_by_side(lambda side: partial(peers.our_gsa, dim=64, heads=8, size=side)),
-        targets=(Growth(says="exponent of time per pixel against the side", at_least=1.0),),
+        targets=(
+            Target(
+                "growth with side", (), "at most", 1.0, None, "exponent of time per pixel against the side", ours=SIDES
+            ),
+        ),
         rounds=LAYER_ROUNDS,
     ),
 )

@@ -109,13 +109,12 @@ def reached(case: Case, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     targets = []
     for target in case.targets:
         value = target.reached(by_name)
-        bounds = {"at_least": target.at_least, "aim": target.aim}
+        bounds = {"bound": target.bound, "aim": target.aim}
         kept = {
             f"{name}_met": None if value is None or bound is None else target.met(value, bound)
             for name, bound in bounds.items()
         }
-        less = target.less_is_better
-        targets.append({"says": target.says, "less_is_better": less, **bounds, "reached": value, **kept})
+        targets.append({"says": target.says, "direction": target.direction, **bounds, "reached": value, **kept})
     return targets
 
 
@@ -130,11 +129,9 @@ def case_lines(case: dict[str, Any]) -> list[str]:
     lines += [f"  {other['name']}: {other['reason']}" for other in case["left_out"]]
     for target in case["targets"]:
         aim = "" if target["aim"] is None else f", aim {target['aim']:g}"
-        verdict = {None: "not measured", True: "met", False: "MISSED"}[target["at_least_met"]]
-        side = "at most" if target["less_is_better"] else "at least"
-        lines.append(
-            f"  {target['says']}: {figures(target['reached'])} ({side} {target['at_least']:g}{aim}): {verdict}"
-        )
+        verdict = {None: "not measured", True: "met", False: "MISSED"}[target["bound_met"]]
+        asked = f"{target['direction']} {target['bound']:g}{aim}"
+        lines.append(f"  {target['says']}: {figures(target['reached'])} ({asked}): {verdict}")
     return lines
 
 

@@ -1,12 +1,12 @@
 """What is measured on a GPU and what it must show, as data. Ours come first in every case."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import gpu_peers as peers
-from cases import CONVOLUTION, OURS, Case, Rows, Target
+from cases import CONVOLUTION, OURS, RESNET, TIMM_H1, TIMM_HALO, Case, Target
 from gpu_networks import GpuNetwork, WithGsaPytorch, operator, operators
 from gpu_peers import GpuLayer
 from peers import convolution, gsa_pytorch_gsa, our_gsa, timm_halo
@@ -15,7 +15,6 @@ from parhelion.speed.timing import Candidate
 
 COMPILED, REFERENCE = f"{OURS}, compiled", f"{OURS}, reference"
 SDPA, FLEX = "SDPA with a bias", "FlexAttention"
-TIMM_HALO, TIMM_H1, RESNET = "timm HaloAttn", "timm halonet_h1", "timm resnet50"
 GSA_PYTORCH = "gsa-pytorch layers"
 # Channels, side of the map, heads.
 HALO_LAYERS = ((64, 64, 4), (128, 32, 8), (256, 16, 8))
@@ -78,57 +77,8 @@ TINY = Scale(
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Best(Target):
-    """The fastest of ours against the fastest of the others, as far as they were measured."""
-
-    over: tuple[str, ...]
-    ours: tuple[str, ...] = (OURS, COMPILED)
-
-    def fastest(self, rows: Rows, names: Iterable[str]) -> Mapping[str, Any] | None:
-        """The row with the shortest median; None where none was measured."""
-        measured = [rows[name] for name in names if name in rows]
-        return min(measured, key=lambda row: row["seconds"]["median"], default=None)
-
-    def reached(self, rows: Rows) -> float | None:
-        """None where all of ours, or all of the others, are missing."""
-        ours, theirs = self.fastest(rows, self.ours), self.fastest(rows, self.over)
-        return None if ours is None or theirs is None else self.compared(ours, theirs)
-
-    def compared(self, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> float | None:
-        """Our images per second over theirs."""
-        return ours["images_per_second"] / theirs["images_per_second"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class BestSpeed(Best):
-    """Our images per second over theirs."""
-
-    less_is_better = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class BestMemory(Best):
-    """The peak memory of our fastest over that of their fastest."""
-
-    def compared(self, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> float | None:
-        """None where memory was not measured."""
-        mine, other = ours["peak_memory_mib"], theirs["peak_memory_mib"]
-        return None if mine is None or other is None else mine / other
-
-
-@dataclass(frozen=True, kw_only=True)
-class Share(Target):
-    """The floor over our time: 1 is as fast as the machine can be."""
-
-    ours: tuple[str, ...] = (OURS, COMPILED)
-    less_is_better = False
-
-    def reached(self, rows: Rows) -> float | None:
-        """The largest share of ours."""
-        floors = [rows[name]["floor"] for name in self.ours if name in rows]
-        return max((floor["share"] for floor in floors if floor is not None), default=None)
-
+best = partial(Target, ours=(OURS, COMPILED))
+"""A target of whichever of ours is faster."""
 
 LAYER_PEERS = (
     TIMM_HALO,
@@ -151,8 +101,8 @@ def _halo_layer(scale: Scale, channels: int, side: int, heads: int, *, backward:
     flex = GpuLayer(name=FLEX, make=flexible, partly_compiled=True, exact=ours, **sizes)
     whole = partial(peers.halo, peers.by_flex, channels, **window)
     says = "images/s over the best of timm, SDPA and FlexAttention"
-    speed = {False: (3, 6), True: (2.5, 5)}[backward]
-    share = () if backward else (Share(says="share of the floor", at_least=0.35, aim=0.6),)
+    share = best("share of the floor", (), "at least", 0.35, 0.6, "share of the floor")
+    forward, both = (best("images/s", LAYER_PEERS, "at least", *bounds, says) for bounds in ((3, 6), (2.5, 5)))
     way = "forward and backward" if backward else "forward"
     return Case(
         name=f"halo-layer-{channels}{'-backward' if backward else ''}",
@@ -170,7 +120,7 @@ def _halo_layer(scale: Scale, channels: int, side: int, heads: int, *, backward:
             replace(flex, name=LAYER_PEERS[6], make=whole, compiled=True),
             GpuLayer(name=CONVOLUTION, make=partial(convolution, channels), **sizes),
         ),
-        targets=(*share, BestSpeed(says=says, over=LAYER_PEERS, at_least=speed[0], aim=speed[1])),
+        targets=(both,) if backward else (share, forward),
         rounds=LAYER_ROUNDS,
     )
 
@@ -282,17 +232,19 @@ def _one_image(scale: Scale) -> Case:
 
 def cases(scale: Scale) -> tuple[Case, ...]:
     """All cases, those that promise something first."""
-    over_timm = {"over": (f"{TIMM_H1}, compiled",)}
-    over_resnet = {"over": (f"{RESNET}, compiled",), "says": "images/s over timm's resnet50, compiled, channels-last"}
-    over_gsa = {"over": (GSA_PYTORCH,), "says": "images/s over the same network with gsa-pytorch's layers"}
-    gsa = (BestSpeed(**over_resnet, at_least=0.8, aim=1.1), BestSpeed(**over_gsa, at_least=3, aim=5))
+    timm, resnet, gsa_pytorch = (f"{TIMM_H1}, compiled",), (f"{RESNET}, compiled",), (GSA_PYTORCH,)
+    than_timm, than_resnet = "images/s over timm's, compiled", "images/s over timm's resnet50, compiled, channels-last"
+    gsa = (
+        best("images/s", resnet, "at least", 0.8, 1.1, than_resnet),
+        best("images/s", gsa_pytorch, "at least", 3, 5, "images/s over the same network with gsa-pytorch's layers"),
+    )
     h1_inference = (
-        BestSpeed(says="images/s over timm's, compiled", **over_timm, at_least=3, aim=5),
-        BestSpeed(**over_resnet, at_least=0.8, aim=1.3),
+        best("images/s", timm, "at least", 3, 5, than_timm),
+        best("images/s", resnet, "at least", 0.8, 1.3, than_resnet),
     )
     h1_training = (
-        BestSpeed(says="images/s over timm's, compiled", **over_timm, at_least=2.5, aim=4),
-        BestMemory(says="peak memory over timm's, compiled", **over_timm, at_least=0.5, aim=0.3),
+        best("images/s", timm, "at least", 2.5, 4, than_timm),
+        best("peak memory", timm, "at most", 0.5, 0.3, "peak memory over timm's, compiled"),
     )
     return (
         *(_halo_layer(scale, *sizes, backward=backward) for backward in (False, True) for sizes in HALO_LAYERS),

@@ -9,7 +9,7 @@ from gpu_kernels import text_of_kernel
 from gpu_measure import floor_text
 from gpu_plans import text_of_plan
 from gpu_training import STAGES, text_of_steps
-from table import linked
+from table import SIGNS, linked
 
 from parhelion.speed.report import figures
 from parhelion.speed.timing import footnote
@@ -20,7 +20,7 @@ NOT_MEASURED = "not measured"
 def markdown(report: Mapping[str, Any] | None, source: str) -> str:
     """The tables of a report for docs/benchmarks.md; what was not measured says so, and None is nothing measured."""
     measured = {} if report is None else {case["name"]: case for case in report["cases"]}
-    lines = ["| case | | at least | aim | reached |", "|---|---|---|---|---|"]
+    lines = ["| case | | asked | aim | reached |", "|---|---|---|---|---|"]
     for case in cases(FULL):
         known = {target["says"]: target for target in measured.get(case.name, {}).get("targets", ())}
         lines += [_promise(case.title, target, known.get(target.says)) for target in case.targets]
@@ -39,11 +39,11 @@ def markdown(report: Mapping[str, Any] | None, source: str) -> str:
 
 
 def _promise(title: str, target: Target, known: Mapping[str, Any] | None) -> str:
-    sign = "≤" if target.less_is_better else "≥"
+    sign = SIGNS[target.direction]
     value = None if known is None else known["reached"]
     text = NOT_MEASURED if value is None else figures(value)
-    strong = f"**{text}**" if known is not None and known["at_least_met"] else text
-    return f"| {title} | {target.says} | {sign} {target.at_least:g} | {sign} {target.aim:g} | {strong} |"
+    strong = f"**{text}**" if known is not None and known["bound_met"] else text
+    return f"| {title} | {target.says} | {sign} {target.bound:g} | {sign} {target.aim:g} | {strong} |"
 
 
 def _auto_line(report: Mapping[str, Any] | None) -> str:

@@ -24,6 +24,7 @@ SHORT = (
     ("halo-layer-forward", 0, "one HaloAttention, 64x64 pixels: time over a 3x3 convolution's (less is better)"),
 )
 """The README's rows: a case, the number of its target, and what the row says."""
+SIGNS = {"at most": "≤", "at least": "≥"}
 DRAWN = {
     "halonet-h1-float32": (
         "parhelion",
@@ -77,11 +78,11 @@ def drawn(report: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _target_line(title: str, target: Mapping[str, Any]) -> str:
-    sign = "≤" if target["less_is_better"] else "≥"
+    sign = SIGNS[target["direction"]]
     aim = "" if target["aim"] is None else f"{sign} {target['aim']:g}"
     value = "not measured" if target["reached"] is None else figures(target["reached"])
-    strong = f"**{value}**" if target["at_least_met"] else value
-    return f"| {title} | {target['says']} | {sign} {target['at_least']:g} | {aim} | {strong} |"
+    strong = f"**{value}**" if target["bound_met"] else value
+    return f"| {title} | {target['says']} | {sign} {target['bound']:g} | {aim} | {strong} |"
 
 
 def _candidate_cells(row: Mapping[str, Any]) -> str:

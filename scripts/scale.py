@@ -1,82 +1,123 @@
-"""Estimate what the large recipes take on 8 to 256 GPUs, and what holds them up; docs/scale.md explains it.
+"""Estimate what the large recipes take on 8 to 256 GPUs, and what limits them; docs/scale.md explains the model.
 
-    python scripts/scale.py              # write the tables of docs/scale.md anew
-    python scripts/scale.py --measure    # the same, after measuring this machine into docs/scale.json, some minutes
-    python scripts/scale.py halonet_h4_imagenet --gpus 64 --images-per-second 500 --workers 12
-
-The last one prints a single estimate, from what was measured elsewhere.
+python scripts/scale.py    # write the tables of docs/scale.md anew, from the rates in docs/scale.json
+python scripts/scale.py halonet_h4_imagenet --gpus 64 --images-per-second 500 --workers 12    # print one estimate
 """
 
 import argparse
 import json
 import math
+import re
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scale_measured import ALONE, ALONE_SYNCHRONISED, APART, CLASSES, DDP, DDP_SYNCHRONISED, FEW, FSDP, measured
-from scale_model import NODE_GPUS, Choices, Cluster, Job, Link, counted, hours, job, parts, update
+import torch
+from torch import nn
 
 from parhelion.cli import exit_code
 from parhelion.errors import UserError
-from parhelion.files.atomic import write_json, write_text
-from parhelion.speed.report import narrator
-from parhelion.speed.timing import footnote
+from parhelion.files.atomic import write_text
+from parhelion.models import create_model
+from parhelion.models.count import multiply_adds, parameters
+from parhelion.recipes.table import RECIPES, recipe
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
-MEASURED, DOCUMENT = DOCS / "scale.json", DOCS / "scale.md"
-NAMES = (
-    "halonet_h0_imagenet",
-    "halonet_h4_imagenet",
-    "halonet_h7_imagenet",
-    "gsa_resnet50_imagenet",
-    "resnet50_imagenet",
-    "halonet_h4_base128_imagenet21k",
-)
-GPUS = (8, 32, 128, 256)
+CLASSES = {"halonet_h4_base128_imagenet21k": 21_000}  # of recipes that are not for ImageNet's thousand
+GPUS, NODE_GPUS = (8, 32, 128, 256), 8
+LINKS = ((200e9, 4e-6), (10e9, 10e-6))  # bytes per second and seconds of a hop, within a node and between nodes
+FLOPS_PER_SECOND = 0.1 * 312e12  # a tenth of what an A100 is sold for in bfloat16
+TRAINING_FLOPS = 3 * 2  # forward pass once, backward pass twice; a multiply-add is two FLOPs
+OVERLAP, BACKWARD_SHARE = 0.7, 2 / 3  # OVERLAP: share of the backward pass that hides traffic
+GRADIENT_BYTES, BUCKET_BYTES, SUMS_PER_NORM = 4, 25 * 2**20, 4  # two sums forward, two backward
+PART_PIXELS = 128 * 256**2  # most pixels of a part of a batch on one GPU
 
 
-def hours_table(jobs: Sequence[Job], workers: Mapping[str, float]) -> list[str]:
-    """Hours and limit of each job on each number of GPUs."""
-    lines = [
-        "| recipe | parameters, M | multiply-adds, G | norms | images/s of a GPU, assumed |"
-        + "".join(f" {gpus} GPUs |" for gpus in GPUS),
-        "|---" + "|--:" * (4 + len(GPUS)) + "|",
-    ]
-    for each in jobs:
-        cells = []
-        for gpus in GPUS:
-            cluster, choices = assumed(each, gpus, workers)
-            cells.append(f"{number(hours(each, cluster, choices))} h, {update(each, cluster, choices).limit}")
-        facts = (f"{each.params / 1e6:.1f}", f"{each.multiply_adds / 1e9:.1f}", str(each.norms))
-        lines.append(f"| `{each.name}` | {' | '.join((*facts, number(cluster.rate(each)), *cells))} |")
-    return lines
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What of a recipe decides its cost."""
+
+    params: int
+    multiply_adds: int  # of one image, forward
+    norms: int
+    updates: float  # of the whole run
+    batch: int  # images of an update
+    image_px: int
 
 
-def assumed(job: Job, gpus: int, workers: Mapping[str, float]) -> tuple[Cluster, Choices]:
-    """The stated cluster with what workers read here, and the recipe's own choices."""
-    cluster = Cluster(gpus=gpus, worker_images_per_second=workers[job.name])
-    return cluster, Choices(accumulate=parts(job, gpus))
+def job(name: str) -> Job:
+    """The recipe called `name`, counted on its network."""
+    wanted, entry = recipe(name), RECIPES[name]
+    if not entry.images:
+        raise UserError(f"{name} is for any number of images, so its hours cannot be told; give a recipe with its own")
+    sizes = {"num_classes": CLASSES.get(name, 1000), "image_size": wanted.image_px}
+    with torch.device("meta"):
+        network: Any = create_model(wanted.model, **sizes, **wanted.model_choices())
+    return Job(
+        params=parameters(network),
+        multiply_adds=multiply_adds(network, (wanted.image_px, wanted.image_px)),
+        norms=sum(type(module) is nn.BatchNorm2d for module in network.modules()),
+        updates=entry.passes * (entry.images // wanted.batch),
+        batch=wanted.batch,
+        image_px=wanted.image_px,
+    )
 
 
-def parts_table(jobs: Sequence[Job], workers: Mapping[str, float], gpus: int) -> list[str]:
-    """What makes up an update on `gpus` GPUs, and what remains of the hours without some of it."""
-    lines = [
-        "| recipe | images of a GPU | computing | sums of norms | gradients | input | hours | without `sync_bn` "
-        "| and enough workers | workers of a GPU for that |",
-        "|---" + "|--:" * 9 + "|",
-    ]
-    for each in jobs:
-        cluster, choices = assumed(each, gpus, workers)
-        cost, own = update(each, cluster, choices), replace(choices, sync_bn=False)
-        many = replace(cluster, workers_per_gpu=10**6)
-        enough = math.ceil(each.batch / gpus / update(each, many, own).seconds / cluster.worker_images_per_second)
-        took = [f"{1e3 * seconds:.1f} ms" for seconds in (cost.compute, cost.norms, cost.gradients, cost.input)]
-        ours = [number(hours(each, *case)) for case in ((cluster, choices), (cluster, own), (many, own))]
-        lines.append(f"| `{each.name}` | {' | '.join([f'{each.batch // gpus}', *took, *ours, str(enough)])} |")
-    return lines
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """Of a run: seconds of each update by what takes them. `gradients` is what computing does not hide."""
+
+    rate: float  # images per second of a GPU that waits for nothing
+    parts: int  # of a batch
+    compute: float
+    norms: float
+    gradients: float
+    input: float
+    updates: float
+
+    @property
+    def seconds(self) -> float:
+        """Of an update; reading goes on beside everything else."""
+        return max(self.compute + self.norms + self.gradients, self.input)
+
+    @property
+    def hours(self) -> float:
+        """Of the run without its evaluations."""
+        return self.updates * self.seconds / 3600
+
+    @property
+    def limit(self) -> str:
+        """What binds."""
+        network = self.norms + self.gradients
+        if self.input >= self.compute + network:
+            return "input"
+        return "compute" if self.compute >= network else "network"
+
+
+def cost(
+    job: Job, worker_rate: float, gpus: int, *, workers: int = 8, rate: float = 0, parts: int = 0, sync_bn: bool = True
+) -> Cost:
+    """The model of docs/scale.md. Rates are images/s; 0 takes the assumed rate of a GPU, and as few parts as fit."""
+    images = job.batch / gpus
+    rate = rate or FLOPS_PER_SECOND / (TRAINING_FLOPS * job.multiply_adds)
+    parts = parts or 2 ** max(0, math.ceil(math.log2(images * job.image_px**2 / PART_PIXELS)))
+    tiers = tuple(zip((min(gpus, NODE_GPUS), math.ceil(gpus / NODE_GPUS)), LINKS, strict=True))
+    size = GRADIENT_BYTES * job.params
+    # A few bytes go up a tree and down again, many go twice around a ring.
+    few = sum(2 * math.ceil(math.log2(count)) * hop_seconds for count, (_, hop_seconds) in tiers)
+    ring = sum((count - 1) / count * size / bytes_per_second for count, (bytes_per_second, _) in tiers)
+    # DDP sends after the last part only, while that goes backward.
+    hidden = OVERLAP * BACKWARD_SHARE * images / rate / parts
+    return Cost(
+        rate=rate,
+        parts=parts,
+        compute=images / rate,
+        norms=SUMS_PER_NORM * job.norms * parts * few if sync_bn else 0.0,
+        gradients=max(0.0, 2 * ring + math.ceil(size / BUCKET_BYTES) * few - hidden),
+        input=images / (workers * worker_rate),
+        updates=job.updates,
+    )
 
 
 def number(value: float) -> str:
@@ -84,149 +125,73 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if value >= 10 else f"{value:.1f}"
 
 
-def between_markers(text: str, name: str, lines: Sequence[str]) -> str:
-    """`text` with `lines` between the markers called `name`; UserError where they are not there once each, in order."""
-    begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
-    before, found, rest = text.partition(begin)
-    _, closed, after = rest.partition(end)
-    if not found or not closed or begin in rest or end in after:
-        raise UserError(f"{DOCUMENT} must hold {begin} and then {end}, once each")
-    return "\n\n".join((f"{before}{begin}", "\n".join(lines), f"{end}{after}"))
+def hours_cells(job: Job, worker_rate: float) -> list[str]:
+    """Counts, and the hours on each number of GPUS with what binds."""
+    costs = [cost(job, worker_rate, gpus) for gpus in GPUS]
+    counts = [f"{job.params / 1e6:.1f}", f"{job.multiply_adds / 1e9:.1f}", str(job.norms), number(costs[0].rate)]
+    return [*counts, *(f"{number(one.hours)} h, {one.limit}" for one in costs)]
 
 
-def checked_table(facts: Mapping[str, Any]) -> list[str]:
-    """Steps of two processes against what the model makes of those of one."""
-    lines = ["| network, batch of a process | how | measured, ms | model, ms | measured / model |"]
-    lines += ["|---|---|--:|--:|--:|"]
-    for subject in facts["steps"]:
-        title = f"`{subject['model']}`, {subject['batch']} images of {subject['image_px']} px"
-        network = counted(subject["model"], subject["image_px"], CLASSES, 2 * subject["batch"])
-        for way, seconds in subject["seconds"].items():
-            low, took, high = (1e3 * seconds[key] for key in ("lower_quartile", "median", "upper_quartile"))
-            against = "|"
-            if way in TWO_PROCESSES:
-                model = 1e3 * predicted_seconds(network, subject, facts["all_reduce"], way)
-                against = f"{model:.1f} | {took / model:.2f}"
-            lines.append(f"| {title} | {way} | {took:.1f} ({low:.1f} to {high:.1f}) | {against} |")
-            title = ""
-    return lines
+def parts_cells(job: Job, worker_rate: float) -> list[str]:
+    """What makes up an update on the most GPUs, and the hours that remain without some of it."""
+    whole, apart = (cost(job, worker_rate, GPUS[-1], sync_bn=sync_bn) for sync_bn in (True, False))
+    fed = cost(job, worker_rate, GPUS[-1], sync_bn=False, workers=10**6)
+    took = [f"{1e3 * seconds:.1f} ms" for seconds in (whole.compute, whole.norms, whole.gradients, whole.input)]
+    enough = math.ceil(job.batch / GPUS[-1] / fed.seconds / worker_rate)
+    return [f"{job.batch // GPUS[-1]}", *took, *(number(one.hours) for one in (whole, apart, fed)), str(enough)]
 
 
-# How two processes go: what one process takes, and what they choose; None where nothing travels.
-TWO_PROCESSES: dict[str, tuple[str, Choices | None]] = {
-    APART: (ALONE, None),
-    DDP: (ALONE, Choices(sync_bn=False)),
-    DDP_SYNCHRONISED: (ALONE_SYNCHRONISED, Choices()),
-    FSDP: (ALONE, Choices(sync_bn=False, sharding="fsdp")),
-}
+def input_cells(job: Job, rates: dict[str, float], image_bytes: float) -> list[str]:
+    """What workers read, and what a node of GPUs wants."""
+    rate = cost(job, rates["1"], NODE_GPUS).rate
+    read = (rates["1"], rates["2"], NODE_GPUS * rate, NODE_GPUS * rate * image_bytes / 1e6)
+    return [str(job.image_px), *map(number, read), str(math.ceil(rate / rates["1"]))]
 
 
-def predicted_seconds(network: Job, subject: Mapping[str, Any], reduced: Mapping[str, Any], way: str) -> float:
-    """What the model says of a step of two processes."""
-    base, choices = TWO_PROCESSES[way]
-    alone = subject["seconds"][base]["median"]
-    if choices is None:
-        return float(alone)
-    cluster = Cluster(
-        gpus=2,
-        inside=Link(bytes_per_second=bytes_per_second(reduced), hop_seconds=reduced["few_bytes_seconds"] / 2),
-        # The cores that compute also send.
-        overlap=0.0,
-        images_per_second=subject["batch"] / alone,
-        worker_images_per_second=math.inf,
-    )
-    return update(network, cluster, choices).seconds
-
-
-def bytes_per_second(reduced: Mapping[str, Any]) -> float:
-    """Of the link between two processes, each of which sends as many bytes as the tensor has."""
-    return float(reduced["many_bytes"] / (reduced["many_bytes_seconds"] - reduced["few_bytes_seconds"]))
-
-
-def input_table(jobs: Sequence[Job], read: Mapping[str, Any]) -> list[str]:
-    """What workers read here, and what a node of the stated GPUs would want."""
-    lines = ["| recipe | pixels | images/s of 1 worker | of 2 | a node wants, images/s | MB/s | workers of a GPU |"]
-    lines += ["|---" + "|--:" * 6 + "|"]
-    for each in jobs:
-        one, two = (read["images_per_second"][each.name][workers] for workers in ("1", "2"))
-        rate = Cluster(gpus=NODE_GPUS, worker_images_per_second=one).rate(each)
-        wanted = (NODE_GPUS * rate, NODE_GPUS * rate * read["mean_bytes"] / 1e6, math.ceil(rate / one))
-        cells = (str(each.image_px), *map(number, (one, two, *wanted[:2])), str(wanted[2]))
-        lines.append(f"| `{each.name}` | {' | '.join(cells)} |")
-    return lines
-
-
-def document(text: str, facts: Mapping[str, Any]) -> str:
-    """docs/scale.md with its tables anew."""
-    jobs = [job(name) for name in NAMES]
-    workers = {name: rates["1"] for name, rates in facts["input"]["images_per_second"].items()}
-    reduced = facts["all_reduce"]
-    few, typical = 1e3 * reduced["few_bytes_seconds"], 1e3 * reduced["few_bytes_median_seconds"]
-    rate = bytes_per_second(reduced) / 1e9
-    tables = {
-        "checked": [
-            *checked_table(facts),
-            "",
-            f"Medians and quartiles. Between the two, a sum of {FEW} numbers after some computing took {few:.2f} ms "
-            f"(mean; median {typical:.2f}), and bytes travelled at {rate:.2f} GB/s. {footnote(facts)}, "
-            f"{facts['time'][:10]}.",
-        ],
-        "hours": hours_table(jobs, workers),
-        "parts": parts_table(jobs, workers, GPUS[-1]),
-        "input": input_table(jobs, facts["input"]),
-    }
-    for name, lines in tables.items():
-        text = between_markers(text, name, lines)
+def document(text: str, read: dict[str, Any]) -> str:
+    """docs/scale.md with the rows of its tables anew; their heads stay."""
+    tables = {"hours": "", "parts": "", "input": ""}
+    for name, rates in read["images_per_second"].items():
+        one, rate = job(name), rates["1"]
+        cells = (hours_cells(one, rate), parts_cells(one, rate), input_cells(one, rates, read["mean_bytes"]))
+        for table, row in zip(tables, cells, strict=True):
+            tables[table] += f"| `{name}` | {' | '.join(row)} |\n"
+    for table, rows in tables.items():
+        pattern = rf"(<!-- {table} -->\n\n.+\n.+\n)(?:\|.*\n)*(\n<!-- /{table} -->)"
+        text, found = re.subn(pattern, rf"\g<1>{rows}\g<2>", text)
+        if found != 1:
+            raise UserError(f"docs/scale.md must hold one table between <!-- {table} --> and <!-- /{table} -->")
     return text
 
 
-def one_case(chosen: argparse.Namespace, facts: Mapping[str, Any]) -> str:
-    """The estimate that the command line asks for, in words."""
-    wanted = job(chosen.recipe)
-    read = facts["input"]["images_per_second"].get(wanted.name, {"1": 0.0})["1"]
-    if not (chosen.worker_images_per_second or read):
-        raise UserError(f"what a worker reads for {wanted.name} was not measured; give --worker-images-per-second")
-    cluster = Cluster(
-        gpus=chosen.gpus,
-        images_per_second=chosen.images_per_second,
-        workers_per_gpu=chosen.workers,
-        worker_images_per_second=chosen.worker_images_per_second or read,
-    )
-    choices = Choices(
-        accumulate=chosen.accumulate or parts(wanted, chosen.gpus), sharding=chosen.sharding, sync_bn=chosen.sync_bn
-    )
-    cost = update(wanted, cluster, choices)
-    return (
-        f"{wanted.name} on {chosen.gpus} GPUs of {number(cluster.rate(wanted))} images/s, in parts of "
-        f"{wanted.batch / chosen.gpus / choices.accumulate:g} images: {number(hours(wanted, cluster, choices))} hours; "
-        f"an update takes {1e3 * cost.seconds:.1f} ms: computing {1e3 * cost.compute:.1f}, sums of norms "
-        f"{1e3 * cost.norms:.1f}, gradients {1e3 * cost.gradients:.1f}, or input {1e3 * cost.input:.1f}; "
-        f"the limit: {cost.limit}"
-    )
-
-
 def main() -> None:
-    """Measure if asked to; write the document's tables, or print one case."""
+    """Write the tables of docs/scale.md, or print one estimate."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("recipe", nargs="?", help="print the estimate of one recipe only")
-    parser.add_argument("--measure", action="store_true", help="measure this machine first, some minutes")
-    parser.add_argument("--gpus", type=int, default=NODE_GPUS)
-    parser.add_argument("--images-per-second", type=float, default=0.0, help="of one GPU, as parhelion benchmark says")
-    parser.add_argument("--workers", type=int, default=8, help="of one GPU")
-    parser.add_argument("--worker-images-per-second", type=float, default=0.0, help="as measured here, if not given")
-    parser.add_argument("--accumulate", type=int, default=0, help="as many as the memory asks for, if not given")
-    parser.add_argument("--sharding", choices=("none", "fsdp"), default="none")
-    parser.add_argument("--no-sync-bn", dest="sync_bn", action="store_false")
-    chosen = parser.parse_args()
-    if chosen.measure:
-        say = narrator()
-        write_json(MEASURED, measured(NAMES, say))
-        say("")
-    facts = json.loads(MEASURED.read_text(encoding="utf-8"))
-    if chosen.recipe:
-        print(one_case(chosen, facts))
-    else:
-        write_text(DOCUMENT, document(DOCUMENT.read_text(encoding="utf-8"), facts))
+    parser.add_argument("recipe", nargs="?", help="print the estimate of this recipe only")
+    parser.add_argument("--gpus", type=int, help="8 if not given")
+    parser.add_argument("--images-per-second", type=float, dest="rate", help="of a GPU, as parhelion benchmark says")
+    parser.add_argument("--workers", type=int, help="of a GPU; 8 if not given")
+    parser.add_argument("--worker-images-per-second", type=float, dest="worker_rate", help="else from docs/scale.json")
+    parser.add_argument("--accumulate", type=int, dest="parts", help="parts of a batch; as few as fit, if not given")
+    parser.add_argument("--no-sync-bn", dest="sync_bn", action="store_false", default=None)
+    chosen = {name: value for name, value in vars(parser.parse_args()).items() if value is not None}
+    read, name = json.loads((DOCS / "scale.json").read_text(encoding="utf-8"))["input"], chosen.pop("recipe", None)
+    if (chosen and name is None) or any(value <= 0 for key, value in chosen.items() if key != "sync_bn"):
+        raise UserError("options are numbers above 0, and go with a recipe")
+    if name is None:
+        write_text(DOCS / "scale.md", document((DOCS / "scale.md").read_text(encoding="utf-8"), read))
+        return
+    wanted, rates = job(name), read["images_per_second"].get(name, {"1": None})
+    chosen = {"gpus": NODE_GPUS, "worker_rate": rates["1"]} | chosen
+    if chosen["worker_rate"] is None:
+        raise UserError(f"what a worker reads for {name} was not measured; give --worker-images-per-second")
+    found = cost(wanted, **chosen)
+    print(
+        f"{name} on {chosen['gpus']} GPUs of {number(found.rate)} images/s, in parts of "
+        f"{wanted.batch / chosen['gpus'] / found.parts:g} images: {number(found.hours)} hours; an update takes "
+        f"{1e3 * found.seconds:.1f} ms: computing {1e3 * found.compute:.1f}, sums of norms {1e3 * found.norms:.1f}, "
+        f"gradients {1e3 * found.gradients:.1f}, or input {1e3 * found.input:.1f}; the limit: {found.limit}"
+    )
 
 
 if __name__ == "__main__":
