@@ -12,7 +12,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from parhelion.detection.pyramid import Pyramid, at_least_float32, freeze_norms, named_backbone
 from parhelion.errors import UserError
-from parhelion.models import catalog, create_model
+from parhelion.models import create_model
 from parhelion.models.resnet import ResNet
 from parhelion.runs.setup import frozen_parts
 
@@ -253,7 +253,7 @@ def test_a_model_of_ours_is_built_once(monkeypatch: pytest.MonkeyPatch) -> None:
             built.append(self)
             super().__init__(*arguments, **named)
 
-    monkeypatch.setattr(catalog, "ResNet", Counted)
+    monkeypatch.setattr(create, "ResNet", Counted)
     assert pyramid("halonet_tiny", stem="conv7").reductions == (4, 8, 16)
     assert len(built) == 1
 
