@@ -61,14 +61,14 @@ def arguments() -> argparse.Namespace:
 
 def run(wanted: ClassificationRecipe, folder: Path, chosen: argparse.Namespace) -> None:
     """Train `wanted` in `folder`, unless that is done; UserError where another recipe's run lies there."""
+    request = Request(data=chosen.data, data_dir=chosen.data_dir, out=folder, resume=True)
     if holds_run(folder):
-        asked = {"data": chosen.data, "data_dir": None, "init_from": None}
-        check_same_recipe(folder, {**wanted.as_dict(), **asked}, defaults=wanted.defaults())
+        check_same_recipe(folder, {**wanted.as_dict(), **request.as_dict()}, defaults=wanted.defaults())
         if len(metrics_rows(folder)) == wanted.epochs:
             print(f"{folder}: finished before", flush=True)
             return
     print(f"\n{folder}", flush=True)
-    train(wanted, Request(data=chosen.data, data_dir=chosen.data_dir, out=folder, resume=True))
+    train(wanted, request)
 
 
 def report(groups: Sequence[Group]) -> str:

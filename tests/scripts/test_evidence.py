@@ -10,6 +10,7 @@ from compare.pretend_runs import pretend
 
 from parhelion.classification.recipe import ClassificationRecipe
 from parhelion.errors import UserError
+from parhelion.runs.request import Request
 
 RECIPES = ("resnet_tiny", "gsa_tiny", "halonet_tiny", "hybrid_tiny", "gsa_tiny_content", "gsa_tiny_position")
 LABELS = (
@@ -38,9 +39,9 @@ def go(evidence: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Callable[..., l
     def command(*words: str) -> list[str]:
         trained = []
 
-        def train(recipe: ClassificationRecipe, *, data: str, data_dir: Path | None, out: Path, resume: bool) -> None:
-            pretend(recipe, out, done=None, best=0.9, data=data)
-            trained.append(out.name)
+        def train(recipe: ClassificationRecipe, request: Request) -> None:
+            pretend(recipe, request.out, done=None, best=0.9, data=request.data)
+            trained.append(request.out.name)
 
         monkeypatch.setattr(evidence, "train", train)
         monkeypatch.setattr(sys, "argv", ["scripts/evidence.py", *words])
