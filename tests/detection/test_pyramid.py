@@ -12,7 +12,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from parhelion.detection.pyramid import Pyramid, at_least_float32, freeze_norms, named_backbone
 from parhelion.errors import UserError
-from parhelion.models import create_model
+from parhelion.models import create, create_model
 from parhelion.models.resnet import ResNet
 from parhelion.runs.setup import frozen_parts
 
