@@ -20,11 +20,14 @@ while [ "${1#--}" != "$1" ]; do shift 2; done
 exec "$@"
 """
 
+pytestmark = pytest.mark.thorough
+
 
 def beside_the_sources():
-    """Every file that is not compiled Python."""
+    """Every file that is not compiled Python, nor hidden: tests that run beside these may leave such ones."""
     kept = (path for folder in ("benchmarks", "tests", "src") for path in (ROOT / folder).rglob("*"))
-    return {path for path in (*kept, *ROOT.iterdir()) if "__pycache__" not in path.parts}
+    seen = (*kept, *(path for path in ROOT.iterdir() if not path.name.startswith(".")))
+    return {path for path in seen if "__pycache__" not in path.parts}
 
 
 @pytest.fixture(scope="module")

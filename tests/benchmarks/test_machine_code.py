@@ -38,6 +38,7 @@ def compiled(names: list[str], capability: int, code: str = COMPILED) -> list[li
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize("capability", machine_code.CAPABILITIES)
 def test_the_papers_kernels_hardly_spill(capability: int):
     names = [

@@ -96,6 +96,7 @@ def test_two_processes_train_evaluate_and_are_gone_on_with_by_one(runs, data, tm
     assert lines(resumed / "losses.jsonl")[:-1] == lines(out / "losses.jsonl")[:-1]
 
 
+@pytest.mark.thorough
 def test_parts_of_weights_and_shared_batch_statistics_train_too(runs, data, capsys):
     _, _, out = runs
     assert_whole(out)

@@ -117,7 +117,7 @@ def test_parts_of_weights_have_the_losses_of_the_whole(alone, two):
     assert len(list((two / "checkpoints" / f"{UPDATES:09d}").glob("*.safetensors"))) == 2
 
 
-@pytest.mark.parametrize("processes", [1, 3])
+@pytest.mark.parametrize("processes", [1, pytest.param(3, marks=pytest.mark.thorough)])
 def test_parts_that_two_saved_go_on_in_another_number_of_processes(data, two, tmp_path, processes):
     out = tmp_path / "resumed"
     shutil.copytree(two, out)
