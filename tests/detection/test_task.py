@@ -31,11 +31,8 @@ FILES = {
     "checkpoints", "learning_curves.png", "detections.png",
 }
 # fmt: on
-SCORES = {
-    f"{kind}_{name}"
-    for kind in ("box", "mask")
-    for name in ("ap", "ap50", "ap75", "ap_small", "ar1", "ar10", "ar100", "ar_small")
-}
+NUMBERS = ("ap", "ap50", "ap75", "ap_small", "ar1", "ar10", "ar100", "ar_small")
+SCORES = {f"{kind}_{name}" for kind in ("box", "mask") for name in NUMBERS}
 # All that draws random numbers, at once.
 RANDOM = {"jitter": (0.5, 1.5), "flip": 0.5, "color_jitter": 0.3, "drop_path": 0.25}
 
@@ -52,26 +49,26 @@ def no_pictures(monkeypatch):
     draw_nothing(monkeypatch)
 
 
+def trained(recipe, data, out):
+    """A run without pictures, and its folder."""
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        draw_nothing(monkeypatch)
+        train(recipe, Request(data=data, out=out, quiet=True))
+    return out
+
+
 @pytest.fixture(scope="module")
 def quick(data, tmp_path_factory):
     """A short run over all that draws random numbers."""
-    torch.set_num_threads(1)
-    out = tmp_path_factory.mktemp("runs") / "quick"
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        draw_nothing(monkeypatch)
-        train(quick_detector(**RANDOM), Request(data=data, out=out, quiet=True))
-    return out
+    return trained(quick_detector(**RANDOM), data, tmp_path_factory.mktemp("runs") / "quick")
 
 
 @pytest.fixture(scope="module")
 def learned(data, tmp_path_factory):
     """A run long enough to find something."""
-    torch.set_num_threads(1)
-    out = tmp_path_factory.mktemp("runs") / "learned"
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        draw_nothing(monkeypatch)
-        train(quick_detector(epochs=24, lr_per_256=0.5, sampled_boxes=16), Request(data=data, out=out, quiet=True))
-    return out
+    recipe = quick_detector(epochs=24, lr_per_256=0.5, sampled_boxes=16)
+    return trained(recipe, data, tmp_path_factory.mktemp("runs") / "learned")
 
 
 def rows(out, name="metrics.jsonl"):
@@ -379,8 +376,7 @@ def test_a_classification_run_fills_the_backbone(tmp_path, data, capsys):
     assert len(learned) > 20
     assert all(torch.equal(given[name], ours[f"backbone.body.model.{name}"]) for name in learned)
     report = json.loads((tmp_path / "after" / "init.json").read_text())
-    fates = {entry["fate"] for entry in report["tensors"]}
-    assert {"loaded", "dropped"} <= fates
+    assert {"loaded", "dropped"} <= {entry["fate"] for entry in report["tensors"]}
     assert str(tmp_path / "before") in capsys.readouterr().out
 
 
@@ -396,8 +392,7 @@ def test_a_detection_run_fills_all_but_what_stands_for_other_classes(tmp_path, q
     # Batch norms go on counting.
     assert all(name.startswith(of_classes) or ".running_" in name or "num_batches" in name for name in other)
     assert len([name for name in other if name.startswith(of_classes)]) == 6
+    request = Request(data=data, out=tmp_path / "wider", init_from=str(quick), quiet=True)
     with pytest.raises(UserError, match="give the same backbone and widths"):
-        train(
-            quick_detector(fpn_width=12), Request(data=data, out=tmp_path / "wider", init_from=str(quick), quiet=True)
-        )
+        train(quick_detector(fpn_width=12), request)
     assert not (tmp_path / "wider").exists()
