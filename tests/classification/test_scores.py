@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -80,3 +81,10 @@ def test_parts_merge_into_the_whole():
     assert merged([nothing, *parts, nothing]).metrics() == whole.metrics()
     with pytest.raises(UserError, match="no image to evaluate"):
         merged([nothing, nothing]).metrics()
+
+
+def test_images_that_any_process_left_out_are_counted_together():
+    seen = outcome(Echo(), batches(torch.randn(5, CLASSES), torch.arange(5)))
+    parts = [replace(seen, skipped=skipped) for skipped in ((), ("a cannot be read",), ("b cannot be read",))]
+    assert merged(parts).skipped == ("a cannot be read", "b cannot be read")
+    assert merged(parts).metrics()["skipped"] == 2
