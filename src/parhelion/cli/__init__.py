@@ -52,22 +52,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return end.code
 
 
-@contextmanager
-def _any_name_printed() -> Iterator[None]:
-    """Print names of files as the bytes that they are, and escape what the output's encoding does not have."""
-    streams = [stream for stream in (sys.stdout, sys.stderr) if isinstance(stream, io.TextIOWrapper)]
-    before = [stream.errors for stream in streams]
-    for stream in streams:
-        stream.reconfigure(errors=ANY_NAME)
-    try:
-        yield
-    finally:
-        for stream, errors in zip(streams, before, strict=True):
-            with suppress(ValueError, OSError):
-                stream.reconfigure(errors=errors)
-
-
-@_any_name_printed()
 def exit_code(act: Callable[[], int | None]) -> int:
     """Do `act`, which may return a code, as a command does: no warnings, and one sentence for what stops it."""
     with _ending() as end:
@@ -115,6 +99,21 @@ def _ending() -> Iterator[Ending]:
 def _said(what: object, code: int) -> int:
     print(f"parhelion: {what}", file=sys.stderr)
     return code
+
+
+@contextmanager
+def _any_name_printed() -> Iterator[None]:
+    """Print names of files as the bytes that they are, and escape what the output's encoding does not have."""
+    streams = [stream for stream in (sys.stdout, sys.stderr) if isinstance(stream, io.TextIOWrapper)]
+    before = [stream.errors for stream in streams]
+    for stream in streams:
+        stream.reconfigure(errors=ANY_NAME)
+    try:
+        yield
+    finally:
+        for stream, errors in zip(streams, before, strict=True):
+            with suppress(ValueError, OSError):
+                stream.reconfigure(errors=errors)
 
 
 def _as_bytes_or_escaped(error: UnicodeError) -> tuple[str | bytes, int]:
