@@ -15,9 +15,9 @@ from parhelion.models.catalog import check_choices
 from parhelion.models.create import feature_maps
 from parhelion.models.resnet import ResNet, network_in
 from parhelion.models.timm_features import FeatureMaps
+from parhelion.runs.places import TIMM
 from parhelion.shapes import Float, Tensor
 
-TIMM = "timm:"
 FIRST_REDUCTION, LAST_REDUCTION = 4, 32
 # Size (h, w) of the image that shows whether a backbone takes any size: 5 and 7 pixels of the coarsest map.
 PROBE_PX = 160, 224

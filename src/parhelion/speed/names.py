@@ -2,8 +2,9 @@
 
 from parhelion.errors import UserError
 from parhelion.models.catalog import list_models
+from parhelion.runs.places import TIMM
 
-TIMM, ACCELERATED = "timm:", "accelerated:"
+ACCELERATED = "accelerated:"
 
 
 def split(model: str) -> tuple[str, str]:

@@ -19,7 +19,8 @@ from parhelion.models.count import multiply_adds
 from parhelion.models.fold import fold
 from parhelion.models.reference import reference
 from parhelion.models.single_images import SingleImages
-from parhelion.speed.names import ACCELERATED, TIMM, split
+from parhelion.runs.places import TIMM
+from parhelion.speed.names import ACCELERATED, split
 from parhelion.speed.timing import Candidate, Precision, Run, not_as_exact, not_finite
 
 SEED = 20103019

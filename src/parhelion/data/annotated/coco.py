@@ -18,7 +18,7 @@ from parhelion.data.annotated.instances import Instances, Texts, mask_area
 from parhelion.data.annotated.mask_drawing import mask_library
 from parhelion.data.annotated.paths import BESIDE_THE_IMAGES, ImageFiles, images_folder
 from parhelion.data.annotated.report import Report, by_problem, sharing_ids
-from parhelion.data.images import MODES, BadImage, Exif, try_open_image
+from parhelion.data.images import BadImage, Exif, check_channels, try_open_image
 from parhelion.data.samples import VAL_NAMES, Split, split_name, split_names
 from parhelion.data.spelling import coco_folder
 from parhelion.errors import UserError, few
@@ -208,8 +208,7 @@ def open_coco(
     Raises UserError.
     """
     folder, year = coco_folder(spec)
-    if in_chans not in MODES:
-        raise UserError(f"in_chans is {in_chans}, but images are read with 3 channels (RGB) or 1 (grey)")
+    check_channels(in_chans)
     if on_bad_annotation not in ("refuse", "drop"):
         raise UserError(f"on_bad_annotation is {on_bad_annotation!r}, but it should be 'refuse' or 'drop'")
     if exif not in ("upright", "stored"):
