@@ -2,13 +2,11 @@
 
 import json
 import math
-import os
 import shutil
-import subprocess
-import sys
 
 import pytest
 from runs.tiny_scenes import TINY, TRAIN, VAL, tiny_scenes
+from runs.two_processes import in_two_processes
 
 from parhelion.cli import main
 from parhelion.detection.saved import Detector
@@ -40,16 +38,7 @@ def runs(data, tmp_path_factory):
     )
     kinds = {"apart": ("--no-sync-bn",), "parts": ("--sharding", "fsdp", "--ema-decay", "0.5")}
     words = [["train", *WORDS, "--data", data, "--out", str(folder / kind), *kinds[kind]] for kind in kinds]
-    launch = ["--standalone", "--nproc-per-node=2", str(program), json.dumps(words)]
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", *launch],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    done = in_two_processes(program, words)
     return done.stdout, folder / "apart", folder / "parts"
 
 

@@ -13,6 +13,7 @@ import time
 import pytest
 import torch
 from runs.colour_folders import colour_folders, colour_shards, truncate
+from runs.two_processes import in_two_processes
 from safetensors.torch import load_file
 
 from parhelion.cli import main
@@ -200,16 +201,7 @@ def test_two_processes_evaluate_what_there_is_and_end_alike_for_what_one_of_them
         # Only the first process looks at the folder.
         arguments(single, tmp_path / "one", *again, "refuse"),
     ]
-    launch = ["--standalone", "--nproc-per-node=2", str(program), json.dumps([["train", *one] for one in words])]
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", *launch],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    done = in_two_processes(program, [["train", *one] for one in words])
     # Each process writes a file: lines that two processes print at once may be mixed.
     codes = [json.loads(program.with_name(f"codes{rank}").read_text()) for rank in range(2)]
     assert codes == [[0, 0, 2, 0, 2, 2]] * 2
