@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
+from gpu_ahead import compile_ahead
 from gpu_cases import cases, choices
 from gpu_kernels import check_kernels
 from gpu_measure import auto_line, auto_shape, measured_case, put_case, text_of_case
@@ -82,6 +83,7 @@ PARTS = (
     Part("layers", "the other layers against eager peers", _measured(LAYERS), 30, 120),
     Part("networks", "networks: inference, training step, memory", _measured(NETWORKS), 30, 180),
     Part("steps", "100 then 500 training steps: are they finite?", training_steps, 30, 240),
+    Part("ahead", "what torch.compile takes minutes for, many at a time, into its caches", compile_ahead, 60, 300),
     Part("compiled-layers", "layers through torch.compile", _measured((*HALO_64, *LAYERS), compiled=True), 60, 300),
     Part("compiled-networks", "networks through torch.compile", _measured(NETWORKS, compiled=True), 90, 600),
     Part("auto", 'whether impl="auto" picks the faster path', pick_paths, 30, 300),

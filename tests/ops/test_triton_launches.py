@@ -187,4 +187,4 @@ def test_one_graph_launches_the_kernels_at_all_sizes(monkeypatch: pytest.MonkeyP
         with torch.compiler.set_stance("fail_on_recompile"):
             case = sized(13, 7, 3)
             assert compiled(*case.tensors(torch.float32)[:-1]).shape == case.result_shape
-    assert launched.count("forward") >= 4
+    assert sum(name.endswith("_forward") for name in launched) >= 4

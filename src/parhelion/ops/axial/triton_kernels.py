@@ -47,7 +47,7 @@ def _with_plain_sizes(inputs):
 
 
 @triton.jit(do_not_specialize=["each", "units"])
-def forward(inputs, plus, out, each, units, PLAN: tl.constexpr):
+def axial_forward(inputs, plus, out, each, units, PLAN: tl.constexpr):
     """The output of `each` tiles of queries."""
     inputs = _with_plain_sizes(inputs)
     tiles = _tiles(inputs, PLAN)
@@ -72,7 +72,7 @@ def forward(inputs, plus, out, each, units, PLAN: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["each", "units"])
-def backward(inputs, grad_out, grad_q, grad_v, sums, each, units, PLAN: tl.constexpr):
+def axial_backward(inputs, grad_out, grad_q, grad_v, sums, each, units, PLAN: tl.constexpr):
     """Gradients of the queries and values of `each` tiles, and for the table their sums, where a tile holds an axis."""
     inputs = _with_plain_sizes(inputs)
     embeddings = _embeddings(inputs, 0, grad_out, PLAN)
@@ -99,7 +99,7 @@ def backward(inputs, grad_out, grad_q, grad_v, sums, each, units, PLAN: tl.const
 
 
 @triton.jit(do_not_specialize=["each", "units"])
-def backward_queries(inputs, grad_out, grad_q, sums, each, units, PLAN: tl.constexpr):
+def axial_backward_queries(inputs, grad_out, grad_q, sums, each, units, PLAN: tl.constexpr):
     """Gradients of the queries of `each` tiles; adds to the sums (programs, distances of tiles, 2, a, n, d).
 
     Distances overlap in their offsets, and yet have sums each: so a tile of queries adds to each sum only once.
@@ -126,7 +126,7 @@ def backward_queries(inputs, grad_out, grad_q, sums, each, units, PLAN: tl.const
 
 
 @triton.jit(do_not_specialize=["each", "units"])
-def backward_values(inputs, grad_out, grad_v, each, units, PLAN: tl.constexpr):
+def axial_backward_values(inputs, grad_out, grad_v, each, units, PLAN: tl.constexpr):
     """Gradients of the values of `each` tiles of keys."""
     inputs = _with_plain_sizes(inputs)
     tiles = _tiles(inputs, PLAN)
@@ -144,7 +144,7 @@ def backward_values(inputs, grad_out, grad_v, each, units, PLAN: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["distances"])
-def backward_table(sums, grad_table, distances, PLAN: tl.constexpr):
+def axial_backward_table(sums, grad_table, distances, PLAN: tl.constexpr):
     """The gradient of one row of the table: the sums (distances, 2, a, n, d) for its offset, added up."""
     channels = tl.arange(0, PLAN.padded_d)
     offset = tl.program_id(0) - tl.num_programs(0) // 2

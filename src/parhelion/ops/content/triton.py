@@ -83,7 +83,7 @@ class Call(NamedTuple):
         grid = (sizes.heads // cut.group * slices, sizes.chunks, images)
         choices = {"PLAN": cut, "num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": True}
         device = self.inputs.q.start.device
-        return Launch(getattr(triton_kernels, name), grid, (self.inputs, *others), choices, device)
+        return Launch(getattr(triton_kernels, f"content_{name}"), grid, (self.inputs, *others), choices, device)
 
 
 def new_call(q: Tensor, k: Tensor, v: Tensor) -> Call:

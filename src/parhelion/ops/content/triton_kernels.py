@@ -54,7 +54,7 @@ def _with_plain_sizes(inputs):
 
 
 @triton.jit
-def forward(inputs, summary, out, PLAN: tl.constexpr):
+def content_forward(inputs, summary, out, PLAN: tl.constexpr):
     """The output, the summary and the statistics of a group of heads of an image."""
     inputs = _with_plain_sizes(inputs)
     d = tl.arange(0, PLAN.padded_d)
@@ -67,7 +67,7 @@ def forward(inputs, summary, out, PLAN: tl.constexpr):
 
 
 @triton.jit
-def summarise(inputs, partial, PLAN: tl.constexpr):
+def content_summarise(inputs, partial, PLAN: tl.constexpr):
     """The sums of a slice of the keys' channels over a chunk."""
     inputs = _with_plain_sizes(inputs)
     at = _at(inputs.sizes, PLAN.slices_d, PLAN)
@@ -78,7 +78,7 @@ def summarise(inputs, partial, PLAN: tl.constexpr):
 
 
 @triton.jit
-def read(inputs, partial, summary, out, PLAN: tl.constexpr):
+def content_read(inputs, partial, summary, out, PLAN: tl.constexpr):
     """The output of a chunk, for a slice of the values' channels; also the summary and the statistics."""
     inputs = _with_plain_sizes(inputs)
     at = _at(inputs.sizes, PLAN.slices_e, PLAN)
@@ -91,7 +91,7 @@ def read(inputs, partial, summary, out, PLAN: tl.constexpr):
 
 
 @triton.jit
-def backward(inputs, summary, grad_out, grad_q, grad_k, grad_v, PLAN: tl.constexpr):
+def content_backward(inputs, summary, grad_out, grad_q, grad_k, grad_v, PLAN: tl.constexpr):
     """All gradients of a group of heads of an image."""
     inputs = _with_plain_sizes(inputs)
     d = tl.arange(0, PLAN.padded_d)
@@ -105,7 +105,7 @@ def backward(inputs, summary, grad_out, grad_q, grad_k, grad_v, PLAN: tl.constex
 
 
 @triton.jit
-def backward_queries(inputs, summary, grad_out, grad_q, partial, PLAN: tl.constexpr):
+def content_backward_queries(inputs, summary, grad_out, grad_q, partial, PLAN: tl.constexpr):
     """Gradients of a slice of the queries' channels in a chunk, and the chunk's part of those of the summary."""
     inputs = _with_plain_sizes(inputs)
     at = _at(inputs.sizes, PLAN.slices_d, PLAN)
@@ -117,7 +117,7 @@ def backward_queries(inputs, summary, grad_out, grad_q, partial, PLAN: tl.conste
 
 
 @triton.jit
-def backward_keys(inputs, summary, partial, grad_k, grad_v, PLAN: tl.constexpr):
+def content_backward_keys(inputs, summary, partial, grad_k, grad_v, PLAN: tl.constexpr):
     """Gradients of a slice of the channels of keys, and of values, in a chunk."""
     inputs = _with_plain_sizes(inputs)
     SLICES: tl.constexpr = max(PLAN.slices_d, PLAN.slices_e)

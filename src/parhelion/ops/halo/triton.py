@@ -91,7 +91,7 @@ class Call(NamedTuple):
             "enable_fp_fusion": True,
         }
         device = self.inputs.q.start.device
-        return Launch(getattr(triton_kernels, name), grid, (self.inputs, *others), choices, device)
+        return Launch(getattr(triton_kernels, f"halo_{name}"), grid, (self.inputs, *others), choices, device)
 
 
 class Saved(NamedTuple):

@@ -33,7 +33,7 @@ from parhelion.ops.halo.triton_tiles import (
 
 
 @triton.jit
-def forward(inputs, out, statistics, PLAN: tl.constexpr):
+def halo_forward(inputs, out, statistics, PLAN: tl.constexpr):
     """The output of a tile of queries and, unless `statistics` is None, what the backward pass reads of its softmax."""
     inputs = with_plain_sizes(inputs)
     place = tl.program_id(0) // PLAN.tiles
@@ -84,7 +84,7 @@ def _attend(
 
 
 @triton.jit(do_not_specialize=["units"])
-def backward_queries(inputs, out, statistics, grad_out, delta, grad_q, grad_tables, gain, units, PLAN: tl.constexpr):
+def halo_backward_queries(inputs, out, statistics, grad_out, delta, grad_q, grad_tables, gain, units, PLAN: tl.constexpr):
     """Gradients of the queries, of the tables by program, and `delta`, each query's sum of weights times gradients.
 
     A program takes one tile of queries after the other, so that few partial sums of the tables are left to add.
@@ -197,7 +197,7 @@ def _add_table_grads(grad_tables, WHICH: tl.constexpr, by_offset, asked, gain, P
 
 
 @triton.jit
-def backward_keys(inputs, statistics, delta, grad_out, grad_k, grad_v, gain, PLAN: tl.constexpr):
+def halo_backward_keys(inputs, statistics, delta, grad_out, grad_k, grad_v, gain, PLAN: tl.constexpr):
     """Gradients of the keys and values of a tile of pixels, summed over the windows that it lies in.
 
     A window overlaps others, but a pixel belongs to one tile: nothing is added by two programs, nothing in an order
