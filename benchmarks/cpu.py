@@ -104,17 +104,22 @@ def measured_case(case: Case, *, quick: bool, eager: bool, wrong: list[str]) -> 
 
 
 def reached(case: Case, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What each target of `case` reached; None where a candidate that it needs was not measured."""
+    """What each target of `case` reached, None where nothing of it was measured.
+
+    Whether a bound is met is known only if all were measured that ours is compared with; `without` names the others.
+    """
     by_name = {row["name"]: row for row in rows}
     targets = []
     for target in case.targets:
         value = target.reached(by_name)
+        without = [name for name in target.over if name not in by_name]
         bounds = {"bound": target.bound, "aim": target.aim}
         kept = {
-            f"{name}_met": None if value is None or bound is None else target.met(value, bound)
+            f"{name}_met": None if value is None or bound is None or without else target.met(value, bound)
             for name, bound in bounds.items()
         }
-        targets.append({"says": target.says, "direction": target.direction, **bounds, "reached": value, **kept})
+        head = {"says": target.says, "direction": target.direction, **bounds}
+        targets.append({**head, "reached": value, "without": without, **kept})
     return targets
 
 
@@ -130,6 +135,8 @@ def case_lines(case: dict[str, Any]) -> list[str]:
     for target in case["targets"]:
         aim = "" if target["aim"] is None else f", aim {target['aim']:g}"
         verdict = {None: "not measured", True: "met", False: "MISSED"}[target["bound_met"]]
+        if target["reached"] is not None and target["without"]:
+            verdict = f"open, since not measured: {', '.join(target['without'])}"
         asked = f"{target['direction']} {target['bound']:g}{aim}"
         lines.append(f"  {target['says']}: {figures(target['reached'])} ({asked}): {verdict}")
     return lines

@@ -30,7 +30,9 @@ def compile_ahead(session: Session) -> None:
         if candidate.compiles and candidate.why_not() is None
     }
     # Networks last longest, and begin first.
-    order = sorted(tasks, key=lambda name: name.startswith(("halo-", "gsa-layer")))[: REHEARSED if session.rehearsal else None]
+    order = sorted(tasks, key=lambda name: name.startswith(("halo-", "gsa-layer")))[
+        : REHEARSED if session.rehearsal else None
+    ]
     chosen = {name: tasks[name] for name in order}
     for name, seconds, failed in apart(chosen, workers=workers(), deadline=session.deadline):
         session.record.put("ahead", {"name": name, "seconds": seconds, "failed": failed})

@@ -294,7 +294,9 @@ def graphed(run: Run) -> Run:
             run()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    # On a stream of its own: with the end of one graph, PyTorch 2.11 takes cuBLAS's workspace from all others that were
+    # captured on the same stream (pytorch/pytorch#193402).
+    with torch.cuda.graph(graph, stream=stream):
         answer = run()
 
     def replay() -> Sequence[Tensor]:

@@ -176,7 +176,7 @@ def noted(failed: dict[str, str], name: str) -> Iterator[None]:
         # The sentence alone; the traceback would keep every tensor of the failed call alive.
         failed[name] = sentence(error)
         if any(sign in str(error) for sign in STICKY):
-            raise
+            raise RuntimeError(f"{name} spoils the GPU for this process: {sentence(error)}") from error
 
 
 def gpu_facts() -> dict[str, Any]:

@@ -18,6 +18,10 @@ from parhelion.native.exporting import why_not_exported
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 NARROWEST = 16  # side of a matrix unit's operands
 WIDEST = 512  # bytes of a head's channels; of more, a thread would hold too many numbers
+# On Hopper a product of 64 rows or more is taken by a group of four warps. Triton 3.6 orders the groups of a program
+# too loosely: one overwrites shared memory that another still multiplies (triton-lang/triton#11047). On an H100 this
+# made gradients of queries wrong by 15%. So a program that has such a product has one group.
+WARP_GROUP, GROUP_ROWS = 4, 64
 MOST_IMAGES = 65_535  # programs along the last axis of a grid
 SETTINGS = 4096  # kept of what is made from shapes alone: those of many sizes of maps, through many layers
 
@@ -108,6 +112,11 @@ def precision(dtype: torch.dtype) -> str:
     if dtype != torch.float32:
         return "ieee"
     return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "tf32x3"
+
+
+def fewest_groups(warps: int, *rows: int) -> int:
+    """`warps`, or those of one group where products have up to so many rows that a group takes them."""
+    return min(warps, WARP_GROUP) if max(rows) >= GROUP_ROWS else warps
 
 
 def known(number: int) -> int:

@@ -85,7 +85,8 @@ class Call(NamedTuple):
         from parhelion.ops.axial import triton_kernels
 
         choices = {"PLAN": self.setting.cut, "num_warps": num_warps, "num_stages": 2, "enable_fp_fusion": True}
-        return Launch(getattr(triton_kernels, f"axial_{name}"), (programs,), arguments, choices, self.inputs.q.start.device)
+        kernel, device = getattr(triton_kernels, f"axial_{name}"), self.inputs.q.start.device
+        return Launch(kernel, (programs,), arguments, choices, device)
 
     def _lines(self, tensor: Tensor) -> Lines:
         return as_lines(tensor, self.setting.cut.run, vertical=self.setting.vertical)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from parhelion.ops.gpu import NARROWEST, SETTINGS, Layout, Map, common_run, padded, unspecialised
+from parhelion.ops.gpu import NARROWEST, SETTINGS, Layout, Map, common_run, fewest_groups, padded, unspecialised
 
 # Warps that keep a GPU busy: sixteen for each of an H100's 132 multiprocessors, and as many on any other GPU, so that
 # results do not depend on it. An image is cut into chunks where images and heads are fewer.
@@ -102,9 +102,10 @@ class Setting(NamedTuple):
 def setting(q: Layout, k: Layout, v: Layout, dtype: torch.dtype, precision: str) -> Setting:
     """The setting for maps of these layouts; kept, since a network asks for the same ones at every step."""
     cut = plan(q, k, v, dtype, precision)
-    _, _, num_warps, num_stages = effort_for(max(cut.padded_d, cut.padded_e) * dtype.itemsize)
+    effort = effort_for(max(cut.padded_d, cut.padded_e) * dtype.itemsize)
+    num_warps = fewest_groups(effort.warps, cut.tile, cut.slice_d)
     sizes = sizes_of(q, cut, num_warps)
-    return Setting(cut, sizes, q.shape[0], num_warps, num_stages, Sizes(*map(unspecialised, sizes)))
+    return Setting(cut, sizes, q.shape[0], num_warps, effort.stages, Sizes(*map(unspecialised, sizes)))
 
 
 def plan(q: Layout, k: Layout, v: Layout, dtype: torch.dtype, precision: str) -> Plan:

@@ -64,9 +64,9 @@ class Call(NamedTuple):
 
     def forward(self, out: Tensor, statistics: Tensor | None) -> Launch:
         """Fills `out` and, where there are any, `statistics`."""
-        sizes, images = self.setting.sizes, self.setting.images
-        grid = (sizes.blocks_w * sizes.heads * self.setting.cut.tiles, sizes.blocks_h, images)
-        return self._launch("forward", grid, out, statistics)
+        cut, sizes, images = self.setting.cut, self.setting.sizes, self.setting.images
+        across = sizes.blocks_w * (1 if cut.all_heads else sizes.heads)
+        return self._launch("forward", (across * cut.tiles, sizes.blocks_h, images), out, statistics)
 
     def backward_queries(self, saved: "Saved", grad_q: Tensor, grad_tables: Tensor) -> Launch:
         """Fills `grad_q` and `saved.delta`, and adds to `grad_tables` (programs, tables, offsets, channels), padded."""
@@ -86,7 +86,7 @@ class Call(NamedTuple):
 
         choices = {
             "PLAN": self.setting.cut,
-            "num_warps": self.setting.num_warps,
+            "num_warps": self.setting.num_warps_of_keys if name == "backward_keys" else self.setting.num_warps,
             "num_stages": self.setting.num_stages,
             "enable_fp_fusion": True,
         }

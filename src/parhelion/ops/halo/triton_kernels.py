@@ -34,13 +34,27 @@ from parhelion.ops.halo.triton_tiles import (
 
 @triton.jit
 def halo_forward(inputs, out, statistics, PLAN: tl.constexpr):
-    """The output of a tile of queries and, unless `statistics` is None, what the backward pass reads of its softmax."""
+    """The output of a tile of queries and, unless `statistics` is None, what the backward pass reads of its softmax.
+
+    With `PLAN.all_heads` a program takes all heads one after the other, and keys of the next are on their way meanwhile.
+    """
     inputs = with_plain_sizes(inputs)
+    number = tl.program_id(0) % PLAN.tiles
     place = tl.program_id(0) // PLAN.tiles
-    head = place % inputs.sizes.heads
-    block_col = place // inputs.sizes.heads
     b = tl.program_id(2).to(tl.int64)
-    tile = tile_at(b, tl.program_id(1), block_col, head, tl.program_id(0) % PLAN.tiles, inputs, PLAN)
+    if PLAN.all_heads:
+        for head in range(0, inputs.sizes.heads):
+            tile = tile_at(b, tl.program_id(1), place, head, number, inputs, PLAN)
+            _output(out, statistics, tile, inputs, PLAN)
+    else:
+        head = place % inputs.sizes.heads
+        tile = tile_at(b, tl.program_id(1), place // inputs.sizes.heads, head, number, inputs, PLAN)
+        _output(out, statistics, tile, inputs, PLAN)
+
+
+@triton.jit
+def _output(out, statistics, tile, inputs, PLAN: tl.constexpr):
+    """Write the output of a tile of queries, and its statistics."""
     asked = asked_by(tile, inputs, PLAN)
     best = tl.full([PLAN.queries], NOTHING, tl.float32)
     total = tl.full([PLAN.queries], 0.0, tl.float32)
@@ -70,7 +84,7 @@ def _attend(
 ):
     """Go on with the softmax and the weighted sum over the columns of the window from FIRST on."""
     bias_w = bias_of_cols(tile, asked, inputs, FIRST, COLS, PLAN)
-    for a in range(0, PLAN.side, ROWS):
+    for a in tl.range(0, PLAN.side, ROWS, loop_unroll_factor=PLAN.unroll):
         _, values, logits = met(tile, asked, inputs, a, bias_w, FIRST, ROWS, COLS, PLAN)
         highest = tl.maximum(best, tl.max(logits, 1))
         # A tile may hold no key at all: then the highest is minus infinity, and differences would be no numbers.
@@ -84,7 +98,9 @@ def _attend(
 
 
 @triton.jit(do_not_specialize=["units"])
-def halo_backward_queries(inputs, out, statistics, grad_out, delta, grad_q, grad_tables, gain, units, PLAN: tl.constexpr):
+def halo_backward_queries(
+    inputs, out, statistics, grad_out, delta, grad_q, grad_tables, gain, units, PLAN: tl.constexpr
+):
     """Gradients of the queries, of the tables by program, and `delta`, each query's sum of weights times gradients.
 
     A program takes one tile of queries after the other, so that few partial sums of the tables are left to add.
@@ -155,7 +171,7 @@ def _weighted_grads(
 ):
     """Add each query's weights times their gradients, over the columns of the window from FIRST on."""
     bias_w = bias_of_cols(tile, asked, inputs, FIRST, COLS, PLAN)
-    for a in range(0, PLAN.side, ROWS):
+    for a in tl.range(0, PLAN.side, ROWS, loop_unroll_factor=PLAN.unroll):
         _, values, logits = met(tile, asked, inputs, a, bias_w, FIRST, ROWS, COLS, PLAN)
         weights = weights_of(logits, level, inputs, PLAN)
         sums += tl.sum(weights * tl.dot(grads, tl.trans(values), input_precision=PLAN.precision), 1)
@@ -172,7 +188,7 @@ def _query_grads(
     sides = tl.arange(0, PLAN.padded_side)
     bias_w = bias_of_cols(tile, asked, inputs, FIRST, COLS, PLAN)
     of_col = ((FIRST + n % COLS)[:, None] == sides[None, :]).to(grads.dtype)
-    for a in range(0, PLAN.side, ROWS):
+    for a in tl.range(0, PLAN.side, ROWS, loop_unroll_factor=PLAN.unroll):
         keys, values, logits = met(tile, asked, inputs, a, bias_w, FIRST, ROWS, COLS, PLAN)
         weights = weights_of(logits, level, inputs, PLAN)
         slopes = tl.dot(grads, tl.trans(values), input_precision=PLAN.precision)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from parhelion.ops.gpu import NARROWEST, SETTINGS, Layout, Map, common_run, padded, unspecialised
+from parhelion.ops.gpu import NARROWEST, SETTINGS, Layout, Map, common_run, fewest_groups, padded, unspecialised
 from parhelion.ops.halo.contract import Geometry, Relative, table_rows, table_widths
 
 # A tile of keys costs as many instructions as this many keys more: counted in the machine code for sm_90.
@@ -80,6 +80,10 @@ class Plan(NamedTuple):
     tail_rows: int
     tail_cols: int
     """The same for the columns of the window beyond `cols`; 0 where there are none."""
+    unroll: int
+    """Tiles of keys that come one after the other without a loop, so that a loop around them can load ahead."""
+    all_heads: bool
+    """Whether a program of the forward pass takes all heads of a block."""
     key_side: int
     """Side of the tile of pixels that one program of the backward pass sums the gradients of keys and values for."""
     key_shift: int
@@ -149,6 +153,8 @@ class Setting(NamedTuple):
     sizes: Sizes
     images: int
     num_warps: int
+    num_warps_of_keys: int
+    """Those of the kernel that sums gradients of keys and values."""
     num_stages: int
     numbers: Sizes
     """The sizes as kernels take them."""
@@ -169,13 +175,15 @@ def setting(q: Layout, k: Layout, v: Layout, choices: Choices) -> Setting:
     (h, w), (query_h, query_w) = k.shape[1:3], q.shape[1:3]
     block, scale = cut.block, choices.scale
     sizes = Sizes(h, w, query_h, query_w, -(-h // block), -(-w // block), q.shape[3])
+    many = warps(cut, backward=choices.backward)
     # A scale of zero zeroes the queries instead, so that minus infinity stays what it is.
     powers = Scale((abs(scale) or 1.0) * math.log2(math.e), math.copysign(1.0, scale) if scale else 0.0)
     return Setting(
         cut=cut,
         sizes=sizes,
         images=q.shape[0],
-        num_warps=warps(cut, backward=choices.backward),
+        num_warps=fewest_groups(many, cut.queries, *([cut.padded_offsets] if choices.backward else [])),
+        num_warps_of_keys=fewest_groups(many, cut.queries, cut.key_side**2),
         num_stages=stages(cut),
         numbers=Sizes(*map(unspecialised, sizes)),
         scale=powers,
@@ -217,6 +225,8 @@ def plan(d: int, e: int, choices: Choices, *, run: int = 1) -> Plan:
         cols=cols,
         tail_rows=tail_rows,
         tail_cols=tail_cols,
+        unroll=1,
+        all_heads=False,
         key_side=key_side,
         key_shift=key_shift(window.block, window.halo, key_side),
         offsets=offsets,
@@ -279,7 +289,7 @@ def windows_met(block: int, halo: int, side: int, shift: int) -> int:
 
 
 def warps(cut: Plan, *, backward: bool) -> int:
-    """Warps of a program: one for 16 queries, or more if a thread had to hold too many numbers."""
+    """Warps that a program wants: one for 16 queries, or more if a thread had to hold too many numbers."""
     few = cut.queries // 16
     if max(cut.padded_d, cut.padded_e) * (4 if cut.exact else 2) > 256:
         return 8 * few
