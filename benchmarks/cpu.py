@@ -136,7 +136,7 @@ def case_lines(case: dict[str, Any]) -> list[str]:
         aim = "" if target["aim"] is None else f", aim {target['aim']:g}"
         verdict = {None: "not measured", True: "met", False: "MISSED"}[target["bound_met"]]
         if target["reached"] is not None and target["without"]:
-            verdict = f"open, since not measured: {', '.join(target['without'])}"
+            verdict = f"open without {', '.join(target['without'])}"
         asked = f"{target['direction']} {target['bound']:g}{aim}"
         lines.append(f"  {target['says']}: {figures(target['reached'])} ({asked}): {verdict}")
     return lines

@@ -11,13 +11,15 @@ from typing import Any
 import torch
 from gpu_cases import cases
 from gpu_kernels import workers
+from gpu_networks import GpuNetwork
 from gpu_process import apart
 from gpu_session import Session
 
 from parhelion.speed.timing import Candidate
 
-# Of the GPU's memory for each, so that all of them fit. One that wants more runs out when it is called, compiled.
-MEMORY_SHARE = 0.05
+# Of the GPU's memory, for a layer and for a network, so that all of them fit. One that wants more runs out of it when it
+# is called, compiled by then; while it compiles a network, Inductor allocates what it tries products with.
+LAYER_SHARE, NETWORK_SHARE = 0.03, 0.2
 REHEARSED = 2
 
 
@@ -30,7 +32,7 @@ def compile_ahead(session: Session) -> None:
         if candidate.compiles and candidate.why_not() is None
     }
     # Networks last longest, and begin first.
-    order = sorted(tasks, key=lambda name: name.startswith(("halo-", "gsa-layer")))[
+    order = sorted(tasks, key=lambda name: not name.startswith(("halonet", "gsa-resnet")))[
         : REHEARSED if session.rehearsal else None
     ]
     chosen = {name: tasks[name] for name in order}
@@ -43,7 +45,8 @@ def _called(candidate: Candidate, device: str) -> float:
     """Seconds that building and calling takes."""
     started = time.monotonic()
     if device != "cpu":
-        torch.cuda.set_per_process_memory_fraction(MEMORY_SHARE)
+        share = NETWORK_SHARE if isinstance(candidate, GpuNetwork) else LAYER_SHARE
+        torch.cuda.set_per_process_memory_fraction(share)
     run: Any = candidate.build()
     run()
     return time.monotonic() - started

@@ -181,5 +181,7 @@ def sentence(error: Exception) -> str:
     """What went wrong, in one line."""
     if isinstance(error, torch.OutOfMemoryError):
         return "it runs out of GPU memory"
-    lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0]}" if lines[0] else type(error).__name__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+    # Some say in the first line only that something was raised.
+    said = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__

@@ -44,7 +44,7 @@ def _promise(title: str, target: Target, known: Mapping[str, Any] | None) -> str
     text = NOT_MEASURED if value is None else figures(value)
     strong = f"**{text}**" if known is not None and known["bound_met"] else text
     if value is not None and known["without"]:
-        strong += f", but not measured: {', '.join(known['without'])}"
+        strong += f"; without {', '.join(known['without'])}"
     return f"| {title} | {target.says} | {sign} {target.bound:g} | {sign} {target.aim:g} | {strong} |"
 
 

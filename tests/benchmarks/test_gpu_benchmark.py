@@ -8,7 +8,7 @@ import pytest
 import torch
 from cases import CONVOLUTION, OURS
 from cpu import reached
-from gpu_cases import COMPILED, FLEX, FULL, HALO_LAYERS, SDPA, TINY, cases, choices
+from gpu_cases import COMPILED, FLEX, FULL, HALO_LAYERS, LAYER_PEERS, SDPA, TINY, cases, choices
 from gpu_floor import ATTENTION, PROJECTIONS, Rates, Work
 from gpu_measure import auto_shape, measured_case, put_case
 from gpu_networks import GpuNetwork, operators
@@ -74,10 +74,12 @@ def test_every_case_is_measured_by_one_part():
 
 
 def test_the_fastest_of_ours_meets_the_fastest_of_the_others():
-    rows = [row(OURS, 0.6, share=0.2), row(COMPILED, 0.5, share=0.4), row(SDPA, 3.0), row(FLEX, 2.0)]
+    rows = [row(OURS, 0.6, share=0.2), row(COMPILED, 0.5, share=0.4), *(row(peer, 2.0) for peer in LAYER_PEERS)]
     share, speed = reached(BY_NAME["halo-layer-64"], rows)
     assert (share["reached"], share["bound_met"], share["aim_met"]) == (0.4, True, False)
     assert (speed["reached"], speed["bound_met"], speed["aim_met"]) == (4, True, False)
+    _, speed = reached(BY_NAME["halo-layer-64"], [one for one in rows if one["name"] != FLEX])
+    assert (speed["reached"], speed["bound_met"], speed["without"]) == (4, None, [FLEX])
     peers = [row(OURS, 0.5, memory=30), row(COMPILED, 0.6, memory=10), row("timm halonet_h1, compiled", 1, memory=100)]
     _, memory = reached(BY_NAME["halonet-h1-training"], peers)
     assert (memory["reached"], memory["bound_met"], memory["aim_met"]) == (0.3, True, True)

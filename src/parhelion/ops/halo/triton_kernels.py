@@ -36,7 +36,7 @@ from parhelion.ops.halo.triton_tiles import (
 def halo_forward(inputs, out, statistics, PLAN: tl.constexpr):
     """The output of a tile of queries and, unless `statistics` is None, what the backward pass reads of its softmax.
 
-    With `PLAN.all_heads` a program takes all heads one after the other, and keys of the next are on their way meanwhile.
+    With `PLAN.all_heads` a program takes all heads one after the other; keys of the next are on their way meanwhile.
     """
     inputs = with_plain_sizes(inputs)
     number = tl.program_id(0) % PLAN.tiles
