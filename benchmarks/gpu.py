@@ -9,6 +9,7 @@
 It needs PyTorch, Triton, timm, pytest and pytest-xdist. This package need not be installed: `PYTHONPATH=src` will do.
 Each part has a process and a time limit of its own, and none is begun that the time left is too short for. The report
 is whole after every check and every round. What fails is recorded and stops nothing. Exit code 1: something failed.
+The parts tests, ahead and steps want no clock: with little time, run them at once, each with a folder of its own.
 """
 
 import argparse

@@ -17,8 +17,8 @@ from gpu_session import Session
 
 from parhelion.speed.timing import Candidate
 
-# Of the GPU's memory, for a layer and for a network, so that all of them fit. One that wants more runs out of it when it
-# is called, compiled by then; while it compiles a network, Inductor allocates what it tries products with.
+# Of the GPU's memory, for a layer and for a network, so that all of them fit. One that wants more runs out of it when
+# it is called, compiled by then; while it compiles a network, Inductor allocates what it tries products with.
 LAYER_SHARE, NETWORK_SHARE = 0.03, 0.2
 REHEARSED = 2
 
@@ -32,10 +32,8 @@ def compile_ahead(session: Session) -> None:
         if candidate.compiles and candidate.why_not() is None
     }
     # Networks last longest, and begin first.
-    order = sorted(tasks, key=lambda name: not name.startswith(("halonet", "gsa-resnet")))[
-        : REHEARSED if session.rehearsal else None
-    ]
-    chosen = {name: tasks[name] for name in order}
+    names = sorted(tasks, key=lambda name: not name.startswith(("halonet", "gsa-resnet")))
+    chosen = {name: tasks[name] for name in (names[:REHEARSED] if session.rehearsal else names)}
     for name, seconds, failed in apart(chosen, workers=workers(), deadline=session.deadline):
         session.record.put("ahead", {"name": name, "seconds": seconds, "failed": failed})
         print(f"{name}: {failed or f'{seconds:.0f} s'}", flush=True)
