@@ -4,6 +4,7 @@ import gc
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,11 +15,12 @@ from gpu_floor import Rates, Work
 from gpu_peers import GpuLayer, choices_noted, forget_expected
 from gpu_process import NO_TIME
 from gpu_session import Session
-from gpu_timing import COPY, EXPONENTIALS, PRODUCT, held_bytes, in_turns, noted, peak_mib
+from gpu_timing import COPY, EXPONENTIALS, PRODUCT, held_bytes, noted, peak_mib
 
 from parhelion.speed.networks import at_precision
 from parhelion.speed.report import figures
 from parhelion.speed.timing import Candidate, Run, WrongNumbersError, ready, summary
+from parhelion.speed.turns import in_turns
 
 AUTO = "auto"
 REHEARSAL_ROUNDS = 2
@@ -73,13 +75,15 @@ def measured_case(
         write(so_far({}))
     rounds = REHEARSAL_ROUNDS if session.rehearsal else case.rounds
     runs = {name: checked.run for name, checked in found.items()} | session.yard_runs
-    samples, failed = in_turns(
+    failed: dict[str, str] = {}
+    samples = in_turns(
         runs,
         session.clock,
         rounds=rounds if found else 1,
         say=session.say,
         until=until,
         after=lambda samples: write(so_far(samples)),
+        guard=partial(noted, failed),
     )
     missing = failed.keys() & set(YARDSTICKS)
     if missing:

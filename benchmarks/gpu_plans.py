@@ -14,13 +14,14 @@ from gpu_kernels import workers
 from gpu_process import apart
 from gpu_record import number
 from gpu_session import Session
-from gpu_timing import in_turns
+from gpu_timing import noted
 from torch import Tensor
 
 from parhelion.ops import gpu, halo_attention
 from parhelion.ops.halo import table_rows, triton, triton_plan
 from parhelion.speed.report import figures
 from parhelion.speed.timing import Run, summary
+from parhelion.speed.turns import in_turns
 
 ROUNDS, REHEARSAL_ROUNDS = 7, 1
 SEED = 20103019
@@ -211,7 +212,12 @@ def _time_plans(session: Session, choices: list[Choice | None]) -> None:
         session.record.update({"plans": list(rows.values())})
 
     rounds = REHEARSAL_ROUNDS if session.rehearsal else ROUNDS
-    in_turns(runs, session.clock, rounds=rounds, say=session.say, until=session.deadline, after=write)
+    failed: dict[str, str] = {}
+    guard = partial(noted, failed)
+    in_turns(runs, session.clock, rounds=rounds, say=session.say, until=session.deadline, after=write, guard=guard)
+    for key, reason in failed.items():
+        rows[key.split("|")[0]]["wrong"] = reason
+    session.record.update({"plans": list(rows.values())})
     print("\n".join(text_of_plan(row) for row in rows.values()), flush=True)
 
 

@@ -1,7 +1,7 @@
 """What every part of a run on a GPU is given: the report, sizes, clock, and how much time is left."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -10,15 +10,17 @@ import torch
 from gpu_cases import FULL, TINY, Scale
 from gpu_floor import Rates
 from gpu_record import Record
-from gpu_timing import Clock, Yardstick, gpu_clock, gpu_facts, host_clock
+from gpu_timing import Yardstick, gpu_facts
 
 import parhelion
 from parhelion.errors import UserError
 from parhelion.speed.report import narrator, speed_report
-from parhelion.speed.timing import Run
+from parhelion.speed.turns import CPU_CLOCK, Clock, gpu_clock
 
 PACKAGES = ("torch", "triton", "timm", "gsa-pytorch")
 TINY_YARDSTICK = Yardstick(copy_bytes=2**16, product_side=64, raised_numbers=2**10, raised_times=2)
+# A rehearsal is no measurement.
+ONCE = replace(CPU_CLOCK, turn_seconds=0.0, pause_seconds=0.0)
 WHAT_MUST_AGREE = ("device", "rehearsal", "commit", "versions")
 
 
@@ -53,7 +55,7 @@ class Session:
     def clock(self) -> Clock:
         """Times calls on the device."""
         if self.rehearsal:
-            return once
+            return ONCE
         # A convolution at its best is what everything else is compared with.
         torch.backends.cudnn.benchmark = True
         return gpu_clock()
@@ -77,11 +79,6 @@ class Session:
         failures = self.record.rows("failures")
         if failure not in failures:
             self.record.update({"failures": [*failures, failure]})
-
-
-def once(run: Run, calls: int) -> list[float]:
-    """Times one call on the CPU, however many are asked for: a rehearsal is no measurement."""
-    return host_clock(run, 1)
 
 
 def new_session(path: Path, *, seconds: float, rehearsal: bool, part: str = "") -> Session:

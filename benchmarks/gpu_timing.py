@@ -1,10 +1,7 @@
 """Time by the GPU's own clock, and measure what the machine can move, multiply, and take exponentials of."""
 
-import math
-import statistics
 import subprocess
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -13,22 +10,12 @@ import torch
 from gpu_floor import Rates
 from gpu_process import sentence
 
-from parhelion.files.progress import span
 from parhelion.ops import gpu
 from parhelion.speed.products import Run, matrix_product, product_run, seconds_per_call
 
-# Seconds of each of so many calls.
-Clock = Callable[[Run, int], list[float]]
-
 COPY, PRODUCT, EXPONENTIALS = "copy", "matrix product", "exponentials"
-# A turn lasts about this long, within these numbers of calls.
-TURN_SECONDS, MOST_CALLS = 0.1, 20
-WARMUP_CALLS = 3
 # A copy grows from the first size until it takes so long that no cache holds it, but not beyond the last.
 FIRST_COPY, LAST_COPY, COPY_SECONDS = 2**20, 2**30, 0.5e-3
-# What is written between two calls, in sizes of the cache: nothing of the call before stays in it, and the GPU is
-# busy for so long that the next call is waiting when it is done.
-FLUSHED_CACHES = 4
 # Exponentials are taken of numbers that stay in registers, each so many times.
 RAISED_NUMBERS, RAISED_TIMES = 2**22, 256
 # What a multiprocessor of compute capability 8.0 to 9.0 can take in a clock: the manual's number, for comparison.
@@ -96,72 +83,6 @@ def _exponentials(numbers: int, times: int, device: str) -> Run:
         return (target,)
 
     return raised
-
-
-def gpu_clock() -> Clock:
-    """Times calls one by one with events, with a cache that holds nothing of them."""
-    device = torch.cuda.current_device()
-    cache = torch.cuda.get_device_properties(device).L2_cache_size
-    scratch = torch.empty(FLUSHED_CACHES * max(cache, 2**24), dtype=torch.uint8, device=device)
-
-    def clock(run: Run, calls: int) -> list[float]:
-        pairs = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(calls)]
-        for start, end in pairs:
-            scratch.zero_()
-            start.record()
-            run()
-            end.record()
-        torch.cuda.synchronize()
-        return [start.elapsed_time(end) / 1e3 for start, end in pairs]
-
-    return clock
-
-
-def host_clock(run: Run, calls: int) -> list[float]:
-    """Times calls on the CPU, for a dry run."""
-    seconds = []
-    for _ in range(calls):
-        started = time.perf_counter()
-        run()
-        seconds.append(time.perf_counter() - started)
-    return seconds
-
-
-def in_turns(
-    runs: Mapping[str, Run],
-    clock: Clock,
-    *,
-    rounds: int,
-    say: Callable[[str], None],
-    until: float = math.inf,
-    after: Callable[[Mapping[str, list[float]]], None] = lambda samples: None,
-) -> tuple[dict[str, list[float]], dict[str, str]]:
-    """Seconds per call, the median of each turn; and why some of `runs` have none.
-
-    All take turns, a different one first each round. One that fails drops out, with all its turns.
-
-    until: When no further round is begun, by `time.monotonic`; one is made in any case.
-    after: Given all turns so far, after each round.
-    """
-    calls, failed = dict[str, int](), dict[str, str]()
-    for name, run in runs.items():
-        with noted(failed, name):
-            clock(run, WARMUP_CALLS)
-            calls[name] = min(MOST_CALLS, max(1, math.ceil(TURN_SECONDS / max(1e-9, min(clock(run, 2))))))
-    names, samples = list(calls), {name: list[float]() for name in calls}
-    started, took = time.monotonic(), 0.0
-    for index in range(rounds):
-        if index and time.monotonic() + took > until:
-            break
-        say(f"timing, round {index + 1} of {rounds}" + (f", {span(took * (rounds - index))} left" if index else ""))
-        first = index % max(1, len(names))
-        for name in names[first:] + names[:first]:
-            if name not in failed:
-                with noted(failed, name):
-                    samples[name].append(statistics.median(clock(runs[name], calls[name])))
-        took = (time.monotonic() - started) / (index + 1)
-        after({name: turns for name, turns in samples.items() if name not in failed})
-    return {name: turns for name, turns in samples.items() if name not in failed}, failed
 
 
 @contextmanager

@@ -43,7 +43,8 @@ from parhelion.runs.setup import prepared
 from parhelion.runs.trainer import train
 from parhelion.seeds import seed_everything
 from parhelion.speed.report import narrator, speed_report
-from parhelion.speed.timing import MIB, Run, footnote, interleaved, summary
+from parhelion.speed.timing import MIB, Run, footnote, summary
+from parhelion.speed.turns import in_turns
 from parhelion.train import loop, parallel
 from parhelion.train.checkpoint import Checkpoints
 from parhelion.train.stopping import StopRequest
@@ -189,7 +190,7 @@ class Subject:
 def overhead(name: str, length: Length, folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
     """Seconds of an update of `name` in every way, what each adds to the bare step, and seconds of a checkpoint."""
     subject = Subject(name, length.turn, folder)
-    turns = interleaved(subject.ways(), rounds=length.rounds, say=lambda text: say(f"{name}: {text}"))
+    turns = in_turns(subject.ways(), rounds=length.rounds, say=lambda text: say(f"{name}: {text}"))
     rows = []
     for way, samples in turns.items():
         # Turn by turn, so that what slows a whole round down does not count.

@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import replace
+from functools import partial
 
 import gpu_timing
 import pytest
@@ -15,11 +16,12 @@ from gpu_networks import GpuNetwork, operators
 from gpu_parts import HALO_64, LAYERS, NETWORKS
 from gpu_peers import GpuLayer, by_flex, by_sdpa, choices_noted, forget_expected
 from gpu_record import Record
-from gpu_session import TINY_YARDSTICK, new_session
-from gpu_timing import Yardstick, host_clock, in_turns
+from gpu_session import ONCE, TINY_YARDSTICK, new_session
+from gpu_timing import Yardstick, noted
 
 from parhelion.ops import halo_attention
 from parhelion.speed import products
+from parhelion.speed.turns import CPU_CLOCK, in_turns
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -232,7 +234,8 @@ def test_one_that_fails_between_turns_drops_out():
             raise RuntimeError("worn out\nand more")
 
     runs = {"worn": fails_later, "well": lambda: ()}
-    samples, failed = in_turns(runs, host_clock, rounds=5, say=lambda text: None)
+    failed = {}
+    samples = in_turns(runs, CPU_CLOCK, rounds=5, say=lambda text: None, guard=partial(noted, failed))
     assert failed == {"worn": "RuntimeError: worn out"}
     assert {name: len(turns) for name, turns in samples.items()} == {"well": 5}
 
@@ -260,10 +263,7 @@ def test_auto_is_tried_on_every_shape_within_our_networks():
 
 
 def test_no_round_begins_that_would_end_too_late():
-    samples, failed = in_turns(
-        {"one": lambda: ()}, host_clock, rounds=50, say=lambda text: None, until=time.monotonic()
-    )
-    assert not failed
+    samples = in_turns({"one": lambda: ()}, ONCE, rounds=50, say=lambda text: None, until=time.monotonic())
     assert len(samples["one"]) == 1
 
 
@@ -271,8 +271,9 @@ def test_an_error_that_spoils_the_gpu_ends_the_part():
     def spoils():
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-    with pytest.raises(RuntimeError, match="illegal memory access"):
-        in_turns({"spoils": spoils, "well": lambda: ()}, host_clock, rounds=1, say=lambda text: None)
+    runs = {"spoils": spoils, "well": lambda: ()}
+    with pytest.raises(RuntimeError, match=r"spoils spoils the GPU for this process: .* illegal memory access"):
+        in_turns(runs, ONCE, rounds=1, say=lambda text: None, guard=partial(noted, {}))
 
 
 def test_a_case_is_written_after_every_check_and_every_round(session):

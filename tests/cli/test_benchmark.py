@@ -91,7 +91,7 @@ def test_wrong_numbers_are_refused_before_anything_is_timed(monkeypatch, tmp_pat
     def timed(*arguments, **options):
         raise AssertionError("timed although the numbers are wrong")
 
-    monkeypatch.setattr("parhelion.speed.timing.interleaved", timed)
+    monkeypatch.setattr("parhelion.speed.timing.in_turns", timed)
     monkeypatch.setattr(Network, "problem", lambda self, answer: "its output errs by 1, and 0 is allowed")
     with pytest.raises(WrongNumbersError, match="timm:test_resnet is not timed: its output errs by 1"):
         main(["benchmark", "timm:test_resnet", *QUICK, "--out", str(tmp_path / "report")])
@@ -102,7 +102,7 @@ def test_ctrl_c_leaves_nothing_behind(capsys, monkeypatch, tmp_path):
     def interrupted(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("parhelion.speed.timing.interleaved", interrupted)
+    monkeypatch.setattr("parhelion.speed.timing.in_turns", interrupted)
     assert main(["benchmark", "timm:test_resnet", *QUICK, "--out", str(tmp_path / "report")]) == 130
     assert capsys.readouterr().err.endswith("parhelion: stopped\n")
     assert not (tmp_path / "report").exists()

@@ -1,5 +1,4 @@
 import json
-import time
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,7 +14,6 @@ from parhelion.speed.timing import (
     Candidate,
     WrongNumbersError,
     footnote,
-    interleaved,
     measure,
     not_as_exact,
     peak_memory_mib,
@@ -44,43 +42,6 @@ class Rows(Candidate):
 
     def multiply_adds(self):
         return None
-
-
-def test_all_take_turns_and_a_different_one_begins_each_round(monkeypatch):
-    monkeypatch.setattr("parhelion.speed.timing.SAMPLE_SECONDS", 1e-9)
-    called = []
-    runs = {name: (lambda name=name: called.append(name) or ()) for name in "abc"}
-    samples = interleaved(runs, rounds=4, say=lambda text: None)
-    assert "".join(called[-12:]) == "abcbcacababc"
-    assert {name: len(values) for name, values in samples.items()} == {"a": 4, "b": 4, "c": 4}
-
-
-def test_a_short_call_is_repeated_until_the_clock_can_tell():
-    calls = []
-    samples = interleaved(
-        {"short": lambda: calls.append(1) or time.sleep(0.004) or ()}, rounds=2, say=lambda text: None
-    )
-    assert len(calls) > 2 * 5
-    assert min(samples["short"]) >= 0.004
-
-
-@pytest.mark.parametrize(("seconds_for_all", "rounds"), [(1.0, 10), (0.05, 5), (1e-3, 3)])
-def test_slow_candidates_take_fewer_turns_unless_their_number_is_given(monkeypatch, seconds_for_all, rounds):
-    monkeypatch.setattr("parhelion.speed.timing.SAMPLE_SECONDS", 1e-9)
-    monkeypatch.setattr("parhelion.speed.timing.ALL_ROUNDS_SECONDS", seconds_for_all)
-    monkeypatch.setattr("parhelion.speed.timing.seconds_per_call", lambda run, calls: 0.01)
-    heard = []
-    assert len(interleaved({"slow": lambda: ()}, rounds=None, say=heard.append)["slow"]) == rounds
-    assert heard[1].startswith(f"timing, round 1 of {rounds}, ")
-    assert len(interleaved({"slow": lambda: ()}, rounds=7, say=heard.append)["slow"]) == 7
-
-
-def test_a_call_that_takes_long_warms_up_once(monkeypatch):
-    monkeypatch.setattr("parhelion.speed.timing.WARMUP_SECONDS", 0.0)
-    monkeypatch.setattr("parhelion.speed.timing.SAMPLE_SECONDS", 1e-9)
-    calls = []
-    interleaved({"slow": lambda: calls.append(1) or time.sleep(0.001) or ()}, rounds=1, say=lambda text: None)
-    assert len(calls) == 2
 
 
 def test_median_and_quartiles():

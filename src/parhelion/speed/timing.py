@@ -3,12 +3,10 @@
 A candidate is data, so that a child process can build it anew; see `parhelion.speed.networks` for models.
 """
 
-import math
 import multiprocessing
 import signal
 import statistics
 import sys
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -24,20 +22,12 @@ import torch
 from torch import Tensor
 
 from parhelion.files.environment import commit, hardware
-from parhelion.files.progress import span
-from parhelion.speed.products import Run, cpu_flags, matrix_product, seconds_per_call
+from parhelion.speed.products import Run, cpu_flags, matrix_product
+from parhelion.speed.turns import in_turns
 
 Precision = Literal["float32", "bfloat16", "autocast"]
 PACKAGES = ("parhelion", "torch", "timm")
 PRODUCT = "matrix product"
-# A sample lasts this long at least, so that neither the clock nor a cold cache decides.
-SAMPLE_SECONDS = 0.05
-# Threads of the one before may still be spinning when the next one starts.
-PAUSE_SECONDS = 0.02
-WARMUP_CALLS = 2
-# Where calls are slow, one warms up for no longer than this, and as many rounds are made as fit into the second.
-WARMUP_SECONDS, ALL_ROUNDS_SECONDS = 2.0, 300.0
-LEAST_ROUNDS, MOST_ROUNDS = 3, 10
 MEMORY_CALLS = 2
 MIB = 2**20
 
@@ -137,41 +127,6 @@ def ready(candidate: Candidate) -> Run:
     return run
 
 
-def interleaved(runs: Mapping[str, Run], *, rounds: int | None, say: Callable[[str], None]) -> dict[str, list[float]]:
-    """Seconds per call of each of `runs`, one number per round; all take turns, a different one first each round.
-
-    rounds: None makes 10, or fewer where those would take more than five minutes; 3 at least.
-    """
-    repeats, round_seconds = {}, 0.0
-    for name, run in runs.items():
-        say(f"warming up {name}")
-        seconds = _warm(run)
-        repeats[name] = max(1, math.ceil(SAMPLE_SECONDS / max(1e-9, seconds)))
-        round_seconds += repeats[name] * seconds
-    if rounds is None:
-        rounds = max(LEAST_ROUNDS, min(MOST_ROUNDS, int(ALL_ROUNDS_SECONDS / round_seconds)))
-    names, samples = list(runs), {name: list[float]() for name in runs}
-    started = time.monotonic()
-    for index in range(rounds):
-        left = (time.monotonic() - started) / index * (rounds - index) if index else rounds * round_seconds
-        first = index % len(names)
-        for name in names[first:] + names[:first]:
-            say(f"timing, round {index + 1} of {rounds}, {span(left)} left: {name}")
-            time.sleep(PAUSE_SECONDS)
-            samples[name].append(seconds_per_call(runs[name], repeats[name]))
-    return samples
-
-
-def _warm(run: Run) -> float:
-    """Call `run` a few times, but for no long; seconds of the last call."""
-    started = time.monotonic()
-    for _ in range(WARMUP_CALLS):
-        seconds = seconds_per_call(run, 1)
-        if time.monotonic() - started > WARMUP_SECONDS:
-            return seconds
-    return seconds_per_call(run, 1)
-
-
 def summary(samples: Sequence[float]) -> Seconds:
     """Median and quartiles of `samples`."""
     if len(samples) == 1:
@@ -187,7 +142,7 @@ def measure(
 
     Args:
         runs: Candidates with what `ready` made of them; their names must differ.
-        rounds: How often each takes its turn; None: see `interleaved`.
+        rounds: How often each takes its turn; None: see `in_turns`.
         memory: Read peak memory too, each in a process of its own.
         say: Told what is going on.
 
@@ -199,7 +154,7 @@ def measure(
     products = {dtype: matrix_product(getattr(torch, dtype), candidate.device) for dtype, candidate in dtypes.items()}
     named = {candidate.name: run for candidate, run in runs.items()}
     named |= {f"{PRODUCT}, {dtype}": product.run for dtype, product in products.items()}
-    samples = interleaved(named, rounds=rounds, say=say)
+    samples = in_turns(named, rounds=rounds, say=say)
     measured = {}
     for dtype, product in products.items():
         rate = product.flops_per_second(summary(samples[f"{PRODUCT}, {dtype}"]).median)
