@@ -8,6 +8,7 @@ from torch import Tensor
 # Right kernels and plain PyTorch were seen to err 0.03 to 1.0 times as much as is allowed without it.
 SAFETY = 4.0
 TF32_ROUNDOFF = 2.0**-11
+WIDE = (torch.float32, torch.float64)
 # Kernels cut exponentials off at e^-86, in each of some thousand terms.
 VANISHING = 1e3 * math.exp(-86)
 
@@ -35,7 +36,7 @@ def allowed(truth: Tensor, magnitude: Tensor, *, terms: int, roundoff: float, dt
         roundoff: See `unit_roundoff`.
         dtype: What the maps came in.
     """
-    growth = math.sqrt(terms) if dtype in (torch.float32, torch.float64) else 1.0
+    growth = math.sqrt(terms) if dtype in WIDE else 1.0
     return SAFETY * roundoff * (truth.abs() + growth * magnitude) + VANISHING * magnitude.max()
 
 

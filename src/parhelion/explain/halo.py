@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from parhelion.explain.exactness import allowed, check
+from parhelion.explain.exactness import WIDE, allowed, check
 from parhelion.ops.halo import Window, table_widths
 
 HaloPart = Literal["both", "content", "position"]
@@ -160,7 +160,11 @@ class HaloLayer:
     def _limit(self, block: Block, weights: Tensor, v: Tensor, truth: Tensor) -> Tensor:
         # An error of a logit is one of its weight, relative to it; logits err in proportion to what they are summed of.
         rows, cols = (slice(0, extent.stop - extent.start) for extent in (block.rows, block.cols))
-        likely = weights * (1 + (block.content.abs() + self._sums(block))[:, rows, cols])
+        sizes = block.content.abs() + block.position.abs()
+        if self.v.dtype in WIDE:
+            # In narrower dtypes what is summed is exact beside the rounding of the sum.
+            sizes = sizes + self._sums(block)
+        likely = weights * (1 + sizes[:, rows, cols])
         magnitude = torch.einsum("nijac,acne->ijne", likely, v.abs())
         magnitude = magnitude + torch.einsum("nijac,ijne->ijne", likely, truth.abs())
         terms = max(self.window.geometry.side**2, self.k.shape[-1])

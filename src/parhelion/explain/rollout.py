@@ -22,10 +22,12 @@ def rollout(layers: Sequence[HaloLayer | GlobalLayer]) -> Tensor:
     """
     share = torch.full(layers[-1].output_size, 1.0)
     for layer in reversed(layers):
-        share = spread(share, layer.query_size)
-        read = _from_windows(layer, share) if isinstance(layer, HaloLayer) else _from_lines(layer, share)
-        kept = torch.zeros(layer.size)
-        kept[:: layer.stride, :: layer.stride] = share
+        share = spread(share, layer.output_size)
+        of_queries = spread(share, layer.query_size)
+        read = _from_windows(layer, of_queries) if isinstance(layer, HaloLayer) else _from_lines(layer, of_queries)
+        # A shortcut that strides sees the first pixel of each square.
+        kept, strides = torch.zeros(layer.size), map(_stride, layer.size, layer.output_size)
+        kept[tuple(slice(None, None, stride) for stride in strides)] = share
         share = (1 - SHORTCUT) * read + SHORTCUT * kept
     return share / share.sum()
 
@@ -37,6 +39,10 @@ def spread(share: Tensor, size: tuple[int, int]) -> Tensor:
         counts = torch.bincount(owner, minlength=share.shape[axis]).clamp_min(1)
         share = (share / counts.view(-1, *[1] * (1 - axis))).index_select(axis, owner)
     return share
+
+
+def _stride(length: int, output: int) -> int:
+    return -(-length // output)
 
 
 def _from_windows(layer: HaloLayer, share: Tensor) -> Tensor:

@@ -196,7 +196,7 @@ class Explorer {
     const [rows, cols] = model.size;
     if (model.rollout) {
       const words = "Rollout: where attention could have read from, over all layers. Not causal.";
-      this.addCheck(words, model.rollout, false, (value) => `${percent(value)} of the last map`, [rows, cols]);
+      this.addCheck(words, model.rollout, false, (value) => `holds ${percent(value)} of the last map`, [rows, cols]);
     }
     if (model.occlusion) {
       const { class: name, losses, patch, probability } = model.occlusion;
@@ -207,12 +207,14 @@ class Explorer {
   }
 
   addCheck(words, values, signed, say, [height, width]) {
-    const figure = make("figure", ""), canvas = make("canvas", ""), caption = make("figcaption", words);
+    const best = values.flat().reduce((most, value) => (Math.abs(value) > Math.abs(most) ? value : most), 0);
+    const figure = make("figure", ""), canvas = make("canvas", "");
+    const caption = make("figcaption", `${words} The strongest ${say(best)}.`);
     heatmap(canvas, values.flat(), values.length, values[0].length, signed);
     canvas.style.aspectRatio = `${width} / ${height}`;
     canvas.onpointermove = (event) => {
       const [row, col] = cell(event, canvas, values.length, values[0].length);
-      caption.textContent = `${words} Row ${row}, column ${col}: ${say(values[row][col])}.`;
+      caption.textContent = `${words} Row ${row}, column ${col} ${say(values[row][col])}.`;
     };
     figure.append(canvas, caption);
     this.find(".checks").append(figure);
@@ -443,7 +445,6 @@ class Explorer {
       paper.strokeStyle = style;
       paper.strokeRect(...rectangle);
     });
-    paper.strokeStyle = "#888";
     line(["#888"], 1, [], [x(0), y(0), width * scale, height * scale]);
     if (layer.kind === "halo") {
       line(["#000", "#fff"], 2, [], box(keys.top, keys.left, keys.rows, keys.cols));
