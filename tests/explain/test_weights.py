@@ -123,7 +123,7 @@ def test_networks_of_odd_sizes(name):
     assert maps.picture.size == (51, 37)
     assert len(maps.top) == (0 if name == "pyramid" else 3)
     for layer, summary in zip(maps.layers, maps.summaries, strict=True):
-        assert all(0 <= value.min() for value in summary if value is not None)
+        assert all(value.min() >= 0 for value in summary if value is not None)
         assert summary.distance.max() < 63
         assert layer.weights(0, layer.query_size[1] - 1).shape == (layer.heads, *layer.size)
 

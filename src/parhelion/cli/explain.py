@@ -118,7 +118,9 @@ def _report(chosen: Arguments, explained: "list[AttentionMaps]") -> None:
         if maps.note:
             print(maps.note)
     worst = max(maps.exactness for maps in explained)
-    print(f"weights times values give what the kernels returned; the largest error is {worst:.2f} of the rounding allowed")
+    print(
+        f"weights times values give what the kernels returned; the largest error is {worst:.2f} of the rounding allowed"
+    )
     size_mb = chosen.out.stat().st_size / 1e6
     advice = "; --layers shows fewer layers" if size_mb > LARGE_MB else ""
     print(f"the page is {chosen.out} ({size_mb:.1f} MB){advice}")

@@ -67,6 +67,8 @@ def named(spec: str, *, weights: Path | None = None, pretrained: bool = False) -
 
 def _by_name(spec: str, weights: Path | None, pretrained: bool) -> Named:
     note = "" if weights is not None or pretrained else UNTRAINED
+    if note and Path(spec).exists():
+        note += f" For what lies at that path, write ./{spec}."
     if not spec.startswith(TIMM):
         if pretrained:
             raise UserError(f"there are no published weights of {spec}; --weights takes a file of your own")
