@@ -175,10 +175,15 @@ def _rounding(layer: Layer) -> float:
     rough = _sixteen(layer)
     worst = 0.0
     for row, col in {(row, col) for row in rows for col in cols}:
-        exact = layer.weights(row, col)
-        error = (rough.weights(row, col) - exact).abs().amax(dim=(-1, -2))
+        exact = _weights(layer, row, col)
+        error = (_weights(rough, row, col) - exact).abs().amax(dim=(-1, -2))
         worst = max(worst, (error / exact.abs().amax(dim=(-1, -2)).clamp_min(1e-30)).max().item())
     return worst
+
+
+def _weights(layer: Layer, row: int, col: int) -> Tensor:
+    """The weights of a query, those outside the image as well."""
+    return layer.window_weights(row, col) if isinstance(layer, HaloLayer) else layer.weights(row, col)
 
 
 def _sixteen(layer: Layer) -> Layer:

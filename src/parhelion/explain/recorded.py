@@ -140,7 +140,7 @@ def _normalisation(
         return scale, shift
     if isinstance(norm, nn.Module) and statistics is not None:
         probes = torch.tensor([0.0, 1.0]).to(statistics).view(2, 1, 1, 1).expand(2, len(statistics), 1, 1)
-        at_zero, at_one = norm(probes).detach().double().cpu().view(2, -1, width).expand(2, heads, width)
+        at_zero, at_one = norm(probes).detach().cpu().double().view(2, -1, width).expand(2, heads, width)
         scale, shift = at_one - at_zero, at_zero
     expected = columns.output.double() * scale + shift
     eps = max(torch.finfo(rows.v.dtype).eps, torch.finfo(torch.float32).eps)

@@ -3,8 +3,6 @@
 "use strict";
 
 const models = JSON.parse(document.getElementById("models").textContent);
-const MEAN = -1; // in place of the number of a head: the mean of all heads
-
 // ---- Numbers -------------------------------------------------------------------------------------------------------
 
 const decoded = new Map();
@@ -14,14 +12,18 @@ function numbers(stored) {
     const text = atob(document.getElementById("numbers" + stored.at).textContent);
     const bytes = new Uint8Array(text.length);
     for (let i = 0; i < text.length; i++) bytes[i] = text.charCodeAt(i);
-    let values = stored.scale ? new Int16Array(bytes.buffer) : new Float32Array(bytes.buffer);
-    if (stored.scale) {
-      const count = stored.scale.length;
-      values = Float32Array.from(values, (whole, i) => whole * stored.scale[i % count]);
-    }
-    decoded.set(stored.at, values);
+    decoded.set(stored.at, stored.scale ? scaled(new Int16Array(bytes.buffer), stored.scale)
+      : new Float32Array(bytes.buffer));
   }
   return decoded.get(stored.at);
+}
+
+function scaled(whole, scale) {
+  const values = new Float32Array(whole.length), steps = Float32Array.from(scale), count = steps.length;
+  for (let first = 0; first < whole.length; first += count) {
+    for (let i = 0; i < count; i++) values[first + i] = whole[first + i] * steps[i];
+  }
+  return values;
 }
 
 function dot(a, atA, b, atB, count) {
@@ -94,13 +96,13 @@ function globalRow(layer, part, row, col, head) {
   return { top: 0, left: 0, rows: h, cols: w, values };
 }
 
-function keysOf(layer, part, row, col, head) {
+// The keys of every head and, after them, of their mean.
+function keysOfHeads(layer, part, row, col) {
   const compute = layer.kind === "halo" ? haloRow : globalRow;
-  if (head !== MEAN) return compute(layer, part, row, col, head);
-  const all = Array.from({ length: layer.heads }, (_, one) => compute(layer, part, row, col, one));
+  const all = Array.from({ length: layer.heads }, (_, head) => compute(layer, part, row, col, head));
   const mean = (name) => all[0][name] &&
     all[0][name].map((_, i) => all.reduce((sum, one) => sum + one[name][i], 0) / all.length);
-  return { ...all[0], values: mean("values"), content: mean("content"), position: mean("position") };
+  return [...all, { ...all[0], values: mean("values"), content: mean("content"), position: mean("position") }];
 }
 
 // ---- Colours: safe for colour-blind eyes ---------------------------------------------------------------------------
@@ -113,11 +115,14 @@ function parts(hex) {
   return [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16));
 }
 
-function colour(value, most, signed) {
-  const stops = signed ? DIVERGING : SEQUENTIAL;
-  const share = most > 0 ? (signed ? (value / most + 1) / 2 : value / most) : signed ? 0.5 : 0;
-  const at = Math.min(Math.max(share, 0), 1) * (stops.length - 1), low = Math.min(Math.floor(at), stops.length - 2);
+const SHADES = [SEQUENTIAL, DIVERGING].map((stops) => Array.from({ length: 256 }, (_, shade) => {
+  const at = (shade / 255) * (stops.length - 1), low = Math.min(Math.floor(at), stops.length - 2);
   return stops[low].map((from, i) => Math.round(from + (stops[low + 1][i] - from) * (at - low)));
+}));
+
+function colour(value, most, signed) {
+  const share = most > 0 ? (signed ? (value / most + 1) / 2 : value / most) : signed ? 0.5 : 0;
+  return SHADES[signed ? 1 : 0][Math.round(255 * Math.min(Math.max(share, 0), 1))];
 }
 
 function largest(values) {
@@ -129,7 +134,10 @@ function heatmap(canvas, values, rows, cols, signed, most = largest(values)) {
   canvas.width = cols;
   canvas.height = rows;
   const picture = new ImageData(cols, rows);
-  values.forEach((value, i) => picture.data.set([...colour(value, most, signed), 255], 4 * i));
+  values.forEach((value, i) => {
+    picture.data.set(colour(value, most, signed), 4 * i);
+    picture.data[4 * i + 3] = 255;
+  });
   canvas.getContext("2d").putImageData(picture, 0, 0);
 }
 
@@ -248,7 +256,7 @@ class Explorer {
     this.query = this.query.map((place, axis) =>
       Math.floor(((place + 0.5) * layer.querySize[axis]) / before.querySize[axis]));
     this.layer = layer;
-    this.head = Math.min(this.head, layer.heads - 1);
+    this.head = Math.min(this.head, layer.heads); // the one after the last is the mean
     if (!layer.parts.includes(this.part)) this.part = layer.parts[0];
     this.pointed = null;
     this.showParts();
@@ -299,7 +307,8 @@ class Explorer {
   }
 
   update() {
-    this.keys = keysOf(this.layer, this.part, ...this.query, this.head);
+    this.ofHeads = keysOfHeads(this.layer, this.part, ...this.query);
+    this.keys = this.ofHeads[this.head];
     this.signed = this.layer.kind === "global";
     this.showHeads();
     this.drawMap();
@@ -318,20 +327,19 @@ class Explorer {
   }
 
   showHeads() {
-    const { layer } = this, heads = [...Array(layer.heads).keys(), MEAN];
-    const box = this.find(".heads");
-    if (box.children.length !== heads.length) {
-      box.replaceChildren(...heads.map((head) => {
+    const { layer, ofHeads } = this, box = this.find(".heads");
+    if (box.children.length !== ofHeads.length) {
+      box.replaceChildren(...ofHeads.map((_, head) => {
         const button = make("button", "", { onclick: () => this.chooseHead(head) });
         button.append(make("canvas", ""), make("span", ""));
         return button;
       }));
     }
-    heads.forEach((head, i) => {
-      const button = box.children[i], keys = keysOf(layer, this.part, ...this.query, head);
-      const far = head === MEAN ? average(layer.summary.distance) : layer.summary.distance[head];
+    ofHeads.forEach((keys, head) => {
+      const button = box.children[head], isMean = head === layer.heads;
+      const far = isMean ? average(layer.summary.distance) : layer.summary.distance[head];
       heatmap(button.firstChild, keys.values, keys.rows, keys.cols, this.signed);
-      button.lastChild.textContent = `${head === MEAN ? "mean" : "head " + head} · ${far.toFixed(1)} px`;
+      button.lastChild.textContent = `${isMean ? "mean" : "head " + head} · ${far.toFixed(1)} px`;
       button.setAttribute("aria-pressed", head === this.head);
     });
   }
