@@ -18,7 +18,7 @@ from parhelion.errors import UserError, few
 from parhelion.explain import occlusion as occlusions
 from parhelion.explain.occlusion import Occlusion
 from parhelion.explain.picture import Seen, key_px, seen_by
-from parhelion.explain.recorded import Layer, recorded
+from parhelion.explain.recorded import Layer, in_eval_mode, recorded
 from parhelion.explain.rollout import rollout as rolled_out
 from parhelion.explain.summary import Summary, summary
 
@@ -188,18 +188,13 @@ def _occlusion(model: nn.Module, image: Tensor, answer: Any, names: Sequence[str
     if not _classifies(answer):
         raise UserError("occlusion needs the probability of a class, and this model returns none")
     best = int(answer[0].argmax())
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
 
-        @torch.no_grad()
-        def probability(images: Tensor) -> Tensor:
-            return model(images).float().softmax(dim=1)[:, best].cpu()
+    @torch.no_grad()
+    def probability(images: Tensor) -> Tensor:
+        return model(images).float().softmax(dim=1)[:, best].cpu()
 
-        size = (image.shape[2], image.shape[3])
-        patch = occlusions.patch_px(size, key_px(size, last.output_size))
+    size = (image.shape[2], image.shape[3])
+    patch = occlusions.patch_px(size, key_px(size, last.output_size))
+    with in_eval_mode(model):
         lost = occlusions.losses(probability, image, patch)
-    finally:
-        for module, mode in modes:
-            module.training = mode
     return Occlusion(_name(names, best), float(answer[0].float().softmax(0)[best]), patch, lost)

@@ -31,7 +31,7 @@ def recorded(model: nn.Module, run: Callable[[], Any]) -> tuple[Any, list[Layer]
         calls.append((running[-1] if running else "", Call(call.operation, arguments, _kept(call.output))))
 
     # A compiled model would run without telling.
-    with _names(model, running, sizes), listening(keep), _in_eval_mode(model):
+    with _names(model, running, sizes), listening(keep), in_eval_mode(model):
         with torch.no_grad(), torch.compiler.set_stance("force_eager"):
             answer = run()
         layers = list(_layers(model, calls, sizes))
@@ -188,7 +188,7 @@ def _names(model: nn.Module, running: list[str], sizes: dict[str, tuple[int, int
 
 
 @contextmanager
-def _in_eval_mode(model: nn.Module) -> Iterator[None]:
+def in_eval_mode(model: nn.Module) -> Iterator[None]:
     """Evaluation mode meanwhile; each module has its own mode again afterwards."""
     before = [(module, module.training) for module in model.modules()]
     model.eval()
