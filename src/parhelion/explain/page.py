@@ -65,7 +65,9 @@ def page(models: Sequence[AttentionMaps]) -> str:
     parts = {
         "<!-- style -->": f"<style>\n{web.joinpath('page.css').read_text(encoding='utf-8')}</style>",
         "<!-- data -->": "\n".join(_scripts(described, numbers)),
-        "<!-- script -->": f"<script>\n{web.joinpath('page.js').read_text(encoding='utf-8')}</script>",
+        "<!-- script -->": "\n".join(
+            f"<script>\n{web.joinpath(name).read_text(encoding='utf-8')}</script>" for name in ("weights.js", "page.js")
+        ),
     }
     for mark, part in parts.items():
         filled = filled.replace(mark, part)
