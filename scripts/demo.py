@@ -13,14 +13,23 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from parhelion.classification.plots import CONFUSION, CURVES, SHEET
+from parhelion.classification.saved import Classifier
 from parhelion.cli import exit_code
+from parhelion.data.sources.fashion import bundled_images
 from parhelion.errors import UserError
+from parhelion.explain import attention
 from parhelion.recipes.table import recipe
 from parhelion.runs.request import Request
 from parhelion.runs.trainer import train
 
 RECIPES = ("halonet_tiny", "gsa_tiny", "resnet_tiny")
+ATTENTIVE = RECIPES[:2]
+# The number of a bag among the test images.
+SHOWN = 30
+PAGE = "attention.html"
 PICTURES = (CURVES, CONFUSION, SHEET)
 COLUMNS = f"{'model':<14}{'parameters':>12}{'multiply-adds':>15}{'test accuracy':>15}{'time':>8}"
 
@@ -40,9 +49,32 @@ def main() -> None:
         # The photographs have 28 pixels a side; enlarging them to the recipe's 32 would cost time and add nothing.
         results.append(train(replace(recipe(name), image_px=28), Request(data="bundled", out=out / name)))
     print("\n" + table(results))
+    explain(out)
     print(f"\n{time.perf_counter() - started:.0f} s in all; each folder holds {', '.join(PICTURES)}:")
     for name in RECIPES:
         print(f"  {out / name}")
+
+
+def explain(out: Path) -> None:
+    """Write a page on which both attention networks look at one photograph."""
+    images, _, _ = bundled_images("test")
+    image = Image.fromarray(images[SHOWN])
+    maps = []
+    for name in ATTENTIVE:
+        classifier = Classifier.load(out / name)
+        maps.append(
+            attention(
+                classifier.model,
+                image,
+                class_names=classifier.class_names,
+                title=name,
+                note=f"Trained for {classifier.epoch} epochs.",
+                rollout=True,
+                occlusion=True,
+            )
+        )
+    maps[0].save(out / PAGE, *maps[1:])
+    print(f"\nwhat each pixel of a photograph attends to: {out / PAGE}")
 
 
 def clear(run: Path) -> None:

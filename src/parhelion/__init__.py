@@ -11,7 +11,7 @@ from parhelion.ops import saved_programs
 from parhelion.version import __version__
 
 if TYPE_CHECKING:
-    from parhelion import detection, layers, models, ops
+    from parhelion import detection, explain, layers, models, ops
     from parhelion.models import create_model, list_models, model_info
     from parhelion.models.accelerate import accelerate, decelerate
     from parhelion.models.fold import fold
@@ -28,7 +28,7 @@ else:
             "model_info": "parhelion.models.catalog",
             "reference": "parhelion.models.reference",
         },
-        modules=("detection", "layers", "models", "ops"),
+        modules=("detection", "explain", "layers", "models", "ops"),
     )
 
 __all__ = [
@@ -37,6 +37,7 @@ __all__ = [
     "create_model",
     "decelerate",
     "detection",
+    "explain",
     "fold",
     "layers",
     "list_models",

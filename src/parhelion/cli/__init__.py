@@ -1,4 +1,4 @@
-"""The command line: `parhelion train | evaluate | predict | compare | benchmark | models | recipes`.
+"""The command line: `parhelion train | evaluate | predict | explain | compare | benchmark | models | recipes`.
 
 Exit code 0; 2 with one sentence on standard error for a user's mistake; 130 after Ctrl-C, 143 after SIGTERM.
 """
@@ -27,6 +27,7 @@ VERBS = {
     "train": "train a recipe on your images",
     "evaluate": "score a trained model on your images",
     "predict": "say what is in image files",
+    "explain": "show what each pixel of an image attends to",
     "compare": "put runs side by side: accuracy, cost, time",
     "benchmark": "time a model against others on this machine",
     "models": "list the models, with parameters and multiply-adds",

@@ -5,6 +5,7 @@ from parhelion.ops.axial.cpu import axial_attention_cpu, why_not_cpu
 from parhelion.ops.axial.reference import axial_attention_reference
 from parhelion.ops.axial.triton import axial_attention_triton, why_not_triton
 from parhelion.ops.implementation import Implementation, chosen
+from parhelion.ops.recording import told
 from parhelion.shapes import Float, Tensor
 
 
@@ -48,6 +49,8 @@ def axial_attention(
     name = chosen(impl, why_not_cpu=why_not_cpu(q, v, plus), why_not_triton=why_not_triton(q, v, plus))
     if name == "reference":
         out = axial_attention_reference(q, v, table, axis=axis)
-        return out if plus is None else out + plus
-    run = {"cpu": axial_attention_cpu, "triton": axial_attention_triton}
-    return run[name](q, v, table, plus, axis=axis)
+        out = out if plus is None else out + plus
+    else:
+        run = {"cpu": axial_attention_cpu, "triton": axial_attention_triton}
+        out = run[name](q, v, table, plus, axis=axis)
+    return told("axial_attention", out, q=q, v=v, table=table, axis=axis, plus=plus)

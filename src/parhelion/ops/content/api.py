@@ -5,6 +5,7 @@ from parhelion.ops.content.cpu import content_attention_cpu, why_not_cpu
 from parhelion.ops.content.reference import content_attention_reference
 from parhelion.ops.content.triton import content_attention_triton, why_not_triton
 from parhelion.ops.implementation import Implementation, chosen
+from parhelion.ops.recording import told
 from parhelion.shapes import Float, Tensor
 
 
@@ -42,4 +43,5 @@ def content_attention(
     check_maps(q, k, v)
     run = {"cpu": content_attention_cpu, "triton": content_attention_triton, "reference": content_attention_reference}
     name = chosen(impl, why_not_cpu=why_not_cpu(q, k, v), why_not_triton=why_not_triton(q, k, v))
-    return run[name](q, k, v, normalize_queries=normalize_queries)
+    out = run[name](q, k, v, normalize_queries=normalize_queries)
+    return told("content_attention", out, q=q, k=k, v=v, normalize_queries=normalize_queries)

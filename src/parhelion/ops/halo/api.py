@@ -15,6 +15,7 @@ from parhelion.ops.halo.cpu import halo_attention_cpu, why_not_cpu
 from parhelion.ops.halo.reference import halo_attention_reference
 from parhelion.ops.halo.triton import halo_attention_triton, why_not_triton
 from parhelion.ops.implementation import Implementation, chosen
+from parhelion.ops.recording import told
 from parhelion.shapes import Float, Tensor
 
 
@@ -80,4 +81,5 @@ def halo_attention(  # noqa: PLR0913  every argument is a choice that the paper 
     tables = None if table_h is None or table_w is None else (table_h, table_w)
     run = {"cpu": halo_attention_cpu, "triton": halo_attention_triton, "reference": halo_attention_reference}
     name = chosen(impl, why_not_cpu=why_not_cpu(q, k, v), why_not_triton=why_not_triton(q, k, v, tables, window))
-    return run[name](q, k, v, tables, window)
+    out = run[name](q, k, v, tables, window)
+    return told("halo_attention", out, q=q, k=k, v=v, tables=tables, window=window)
