@@ -1,6 +1,7 @@
 """The command line: `parhelion train | evaluate | predict | export | compare | benchmark | models | recipes`.
 
-Exit code 0; 1 for an export that disagrees with PyTorch; 2 with one sentence on standard error for a user's mistake; 130 after Ctrl-C, 143 after SIGTERM.
+Exit code 0; 1 for an export that disagrees with PyTorch; 2 with one sentence on standard error for a user's mistake;
+130 after Ctrl-C, 143 after SIGTERM.
 """
 
 import codecs

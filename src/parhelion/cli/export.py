@@ -51,7 +51,7 @@ class Arguments:
     images: int = 500
     """Validation images of the trained size to check it on; of each other size some are taken."""
     max_difference: float | None = None
-    """Largest difference of a probability that counts as equal; 0.0001 if not given, 0.02 with --with-preprocessing,
+    """Largest difference of a probability that counts as equal; 0.0001 if not given, 0.01 with --with-preprocessing,
     where a pixel may be rounded otherwise."""
     no_check: bool = False
     """Write the file without running it; it says that it is unchecked."""
@@ -107,7 +107,11 @@ def _check(chosen: Arguments) -> None:
     known = check_format(chosen.format)
     check_suffix(chosen.format, chosen.out)
     check_writable("--out", chosen.out)
-    for name, value, least in (("images", chosen.images, 2), ("image_px", chosen.image_px, 0), ("batch", chosen.batch, 1)):
+    for name, value, least in (
+        ("images", chosen.images, 2),
+        ("image_px", chosen.image_px, 0),
+        ("batch", chosen.batch, 1),
+    ):
         if value is not None and value < least:
             raise UserError(f"{name} is {value}; it must be at least {least}")
     for name, number in (("max_difference", chosen.max_difference), ("max_drop", chosen.max_drop)):

@@ -2,24 +2,31 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from parhelion.data.sources import Source
+from parhelion.errors import UserError
+from parhelion.export import onnx_files
 from parhelion.export.facts import Facts
 from parhelion.export.formats import FORMATS
 from parhelion.export.graph import program
-from parhelion.export.parity import Parity, measured, photos
-from parhelion.export.quantization import Quantised, quantise
-from parhelion.export.running import module_of
+from parhelion.export.onnx_files import ONNX_FILE
+from parhelion.export.parity import Parity, file_speeds, measured, photos
+from parhelion.export.quantization import CALIBRATION, Quantised, Quantiser, accuracy, search, training_images
+from parhelion.export.running import Opened, module_of
 from parhelion.export.subject import Subject
 from parhelion.files.atomic import replacement
 
 PACKAGES = ("parhelion", "torch", "timm", "onnx", "onnxscript", "onnxruntime", "openvino")
 MAX_DIFFERENCE, MAX_DROP = 1e-4, 0.5
+# One image of 500 would be 0.2 points.
+INT8_IMAGES = 2000
+INT8_FILE = "int8.onnx"
 # Pillow and the file may round a pixel differently, see `resize.Prepare`.
-MAX_DIFFERENCE_PREPARED = 0.02
+MAX_DIFFERENCE_PREPARED = 0.01
 
 
 class DisagreementError(Exception):
@@ -56,8 +63,8 @@ class Report:
 
     @property
     def problems(self) -> tuple[str, ...]:
-        """A sentence for each reason not to trust the file; with int8, how much it costs decides."""
-        return self.parity.problems if self.int8 is None else self.int8.problems
+        """A sentence for each reason not to trust the file."""
+        return self.parity.problems + (() if self.int8 is None else self.int8.problems)
 
     def as_dict(self) -> dict[str, object]:
         """Everything, ready for JSON."""
@@ -98,35 +105,80 @@ def export(
     Raises DisagreementError, where `file` stays what it was before, and UserError.
     """
     facts, module = facts_of(subject, wanted), module_of(wanted.format)
-    say(f"tracing {facts.model}")
-    graph = program(subject.classifier, facts)
-    with _places(file) as temporary:
+    with _places(file) as temporary, TemporaryDirectory() as scratch:
+        say(f"tracing {facts.model}")
+        graph = program(subject.classifier, facts)
         say(f"writing {wanted.format}, which takes minutes for large networks")
-        module.write(graph, temporary, facts)
+        module.write(graph, temporary, facts, Path(scratch))
         module.tell(temporary, facts)
         if source is None:
             return None
+        check = _Check(subject, wanted, source, say)
+        report = Report(parity=check.parity(module.opened(temporary)))
+        if wanted.int8 and not report.problems:
+            report = replace(report, int8=check.int8(temporary, Path(scratch), facts))
+        if report.problems:
+            raise DisagreementError(report)
+        module.tell(temporary, _checked(facts, report))
+    return report
+
+
+class _Check:
+    """The images that a file is checked on, and what is measured on them."""
+
+    def __init__(self, subject: Subject, wanted: Wanted, source: Source, say: Callable[[str], None]) -> None:
+        self.subject, self.wanted, self.source, self.say = subject, wanted, source, say
+        count = max(wanted.images, INT8_IMAGES) if wanted.int8 else wanted.images
+        self.photos = photos(source, subject.classifier, count)
+        if wanted.int8 and self.photos.targets is None:
+            raise UserError(
+                f"--int8 needs images of the model's own classes, which {source.name} does not have; give --data"
+            )
+
+    def parity(self, found: Opened) -> Parity:
+        """What the float file says, beside PyTorch."""
+        wanted, few = self.wanted, self.photos.first(self.wanted.images)
         most = wanted.max_difference
         if most is None:
             most = MAX_DIFFERENCE_PREPARED if wanted.prepares else MAX_DIFFERENCE
-        given = photos(source, subject.classifier, wanted.images)
-        parity = measured(
-            subject.classifier,
-            module.opened(temporary),
-            given,
-            max_difference=most,
-            runtime=FORMATS[wanted.format].runtime,
-            say=say,
+        runtime = FORMATS[wanted.format].runtime
+        return measured(self.subject.classifier, found, few, max_difference=most, runtime=runtime, say=self.say)
+
+    def int8(self, file: Path, scratch: Path, facts: Facts) -> Quantised:
+        """Put a file of 8-bit integers in the place of the float `file`, whose ONNX file lies in `scratch`."""
+        module, wanted = module_of(self.wanted.format), self.wanted
+        images, targets = training_images(self.source, facts)
+        before = module.opened(file)
+        float_accuracy = accuracy(before, facts, self.photos)
+        float_file = scratch / ONNX_FILE
+        onnx_files.tell(float_file, facts)
+        quantiser = Quantiser(float_file, scratch, images[:CALIBRATION])
+        chosen = search(quantiser, images[CALIBRATION:], targets[CALIBRATION:], max_drop=wanted.max_drop, say=self.say)
+        int8_accuracy, speeds = 0.0, {}
+        if chosen.nodes:
+            int8_file = scratch / f"int8-{file.name}"
+            quantiser.write(chosen.nodes, scratch / INT8_FILE)
+            module.from_onnx(scratch / INT8_FILE, int8_file)
+            module.tell(int8_file, replace(facts, precision="int8"))
+            after = module.opened(int8_file)
+            int8_accuracy = accuracy(after, facts, self.photos)
+            speeds = file_speeds(before, after, self.photos, self.say)
+            module.from_onnx(scratch / INT8_FILE, file)
+        return Quantised(
+            images=len(self.photos.images),
+            float_accuracy=float_accuracy,
+            int8_accuracy=int8_accuracy,
+            max_drop=wanted.max_drop,
+            layers=len(chosen.nodes),
+            kept=tuple(quantiser.layers[node] for node in chosen.kept),
+            speeds=speeds,
         )
-        int8 = None
-        if wanted.int8 and not parity.problems:
-            int8 = quantise(temporary, facts, source, given, max_drop=wanted.max_drop, say=say)
-        report = Report(parity=parity, int8=int8)
-        if parity.problems or report.problems:
-            raise DisagreementError(Report(parity=parity) if parity.problems else report)
-        checked = facts.checked(parity.summary()) if int8 is None else int8.facts(facts)
-        module.tell(temporary, checked)
-    return report
+
+
+def _checked(facts: Facts, report: Report) -> Facts:
+    if report.int8 is None:
+        return replace(facts, check=report.parity.summary())
+    return replace(facts, precision="int8", check={**report.parity.summary(), "int8": report.int8.as_dict()})
 
 
 @contextmanager

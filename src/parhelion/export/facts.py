@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from parhelion.data.transforms import Preprocessing
@@ -35,10 +35,6 @@ class Facts:
     versions: Mapping[str, str | None]
     # What was measured of the file in its own runtime (`parity.Parity.as_dict`), or UNCHECKED.
     check: Any = UNCHECKED
-
-    def checked(self, check: Any) -> "Facts":
-        """The same facts of a file that was checked."""
-        return replace(self, check=check)
 
     def as_texts(self) -> dict[str, str]:
         """Texts by name, as all formats hold them; each is JSON."""

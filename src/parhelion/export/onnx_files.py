@@ -2,6 +2,7 @@
 
 import logging
 import re
+import shutil
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,12 +17,13 @@ from parhelion.export.facts import Facts
 from parhelion.export.graph import IMAGES, LOGITS, PROBABILITIES
 from parhelion.export.running import Opened
 
+ONNX_FILE = "float.onnx"
 AXES = {False: ("batch", None, "height", "width"), True: ("batch", "height", "width", None)}
 """Names of the axes of the images, by whether the file prepares them."""
 
 
-def write(program: ExportedProgram, path: Path, facts: Facts) -> None:
-    """Write `program` as an ONNX file, weights inside."""
+def write(program: ExportedProgram, path: Path, facts: Facts, scratch: Path) -> None:
+    """Write `program` as an ONNX file, weights inside, to `path` and to ONNX_FILE in the folder `scratch`."""
     with _quiet():
         exported: Any = torch.onnx.export(
             program,
@@ -32,7 +34,13 @@ def write(program: ExportedProgram, path: Path, facts: Facts) -> None:
         )
     model = exported.model_proto
     _name_axes(model, AXES[facts.prepares])
-    _save(model, path)
+    _save(model, scratch / ONNX_FILE)
+    from_onnx(scratch / ONNX_FILE, path)
+
+
+def from_onnx(onnx_file: Path, path: Path) -> None:
+    """Write what `onnx_file` holds in this format: it is the same."""
+    shutil.copyfile(onnx_file, path)
 
 
 def tell(path: Path, facts: Facts) -> None:
@@ -57,8 +65,9 @@ def opened(path: Path) -> Opened:
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     # Its errors have no common ancestor but this.
     except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"onnxruntime cannot open {path}: {reason[:200]}") from error
+        # After a number, a name in capitals, and perhaps the path.
+        reason = " ".join(str(error).split()).rpartition(":")[2] or type(error).__name__
+        raise UserError(f"{path} is damaged, or no ONNX file that onnxruntime runs ({reason.rstrip('.')})") from error
     facts = Facts.from_texts(session.get_modelmeta().custom_metadata_map, str(path))
     given = session.get_inputs()[0]
     shape = tuple(side if isinstance(side, int) else None for side in given.shape)

@@ -1,7 +1,6 @@
 """Files of OpenVINO, NAME.xml and NAME.bin: converted from an ONNX file."""
 
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -15,16 +14,14 @@ from parhelion.export.running import Opened
 SECTION = "parhelion"
 
 
-def write(program: ExportedProgram, path: Path, facts: Facts) -> None:
-    """Write `program` for OpenVINO, in float32, with the weights in a .bin file beside `path`."""
-    with TemporaryDirectory() as folder:
-        onnx_file = Path(folder, "model.onnx")
-        onnx_files.write(program, onnx_file, facts)
-        converted(onnx_file, path)
+def write(program: ExportedProgram, path: Path, facts: Facts, scratch: Path) -> None:
+    """Write `program` for OpenVINO, in float32, by way of ONNX_FILE in the folder `scratch`."""
+    onnx_files.write(program, scratch / "copy.onnx", facts, scratch)
+    from_onnx(scratch / onnx_files.ONNX_FILE, path)
 
 
-def converted(onnx_file: Path, path: Path) -> None:
-    """Write the ONNX file `onnx_file` for OpenVINO."""
+def from_onnx(onnx_file: Path, path: Path) -> None:
+    """Write what `onnx_file` holds for OpenVINO, the weights in a .bin file beside `path`."""
     import openvino
 
     openvino.save_model(openvino.Core().read_model(onnx_file), path, compress_to_fp16=False)
@@ -35,7 +32,7 @@ def tell(path: Path, facts: Facts) -> None:
     import openvino
 
     # It keeps the weights' file open that it would write over.
-    model = openvino.Core({}).read_model(path.read_bytes(), path.with_suffix(".bin").read_bytes())
+    model = openvino.Core().read_model(path.read_bytes(), path.with_suffix(".bin").read_bytes())
     for name, text in facts.as_texts().items():
         model.set_rt_info(text, [SECTION, name])
     openvino.save_model(model, path, compress_to_fp16=False)
@@ -69,4 +66,8 @@ def _texts(model: Any) -> dict[str, str]:
     if not model.has_rt_info([SECTION, VERSION_KEY]):
         return {}
     names = (VERSION_KEY, *Facts.__dataclass_fields__)
-    return {name: str(model.get_rt_info([SECTION, name]).astype(str)) for name in names if model.has_rt_info([SECTION, name])}
+    return {
+        name: str(model.get_rt_info([SECTION, name]).astype(str))
+        for name in names
+        if model.has_rt_info([SECTION, name])
+    }

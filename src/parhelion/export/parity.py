@@ -35,6 +35,16 @@ class Photos:
     images: tuple[Image.Image, ...]
     targets: Tensor | None
 
+    def first(self, count: int) -> "Photos":
+        """`count` of them, spread evenly."""
+        rows = [row * len(self.images) // count for row in range(min(count, len(self.images)))]
+        rows = rows if count < len(self.images) else list(range(len(self.images)))
+        return Photos(
+            source=self.source,
+            images=tuple(self.images[row] for row in rows),
+            targets=None if self.targets is None else self.targets[rows],
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
@@ -110,8 +120,8 @@ class Parity:
             both = ", ".join(f"{name} {100 * share:.2f}%" for name, share in self.accuracy.items())
             lines.append(f"top-1 accuracy: {both}")
         lines += [
-            f"speed, batch {speed.batch}: PyTorch {speed.pytorch:.1f} images/s, {self.runtime} {speed.file:.1f} images/s "
-            f"({speed.file / speed.pytorch:.2f} times)"
+            f"speed, batch {speed.batch}: PyTorch {speed.pytorch:.1f} images/s, {self.runtime} {speed.file:.1f} "
+            f"images/s ({speed.file / speed.pytorch:.2f} times)"
             for speed in self.speeds
         ]
         return "\n".join(lines)
@@ -148,7 +158,13 @@ def sizes(facts: Facts) -> list[tuple[int, int]]:
 
 
 def measured(
-    classifier: Classifier, found: Opened, given: Photos, *, max_difference: float, runtime: str, say: Callable[[str], None]
+    classifier: Classifier,
+    found: Opened,
+    given: Photos,
+    *,
+    max_difference: float,
+    runtime: str,
+    say: Callable[[str], None],
 ) -> Parity:
     """What `found`, a file of `classifier`, says of the images `given`, beside what the classifier says.
 
@@ -316,16 +332,37 @@ def _accuracy(answered: tuple[Tensor, Tensor], targets: Tensor, runtime: str) ->
 
 def _speeds(classifier: Classifier, found: Opened, given: Photos, say: Callable[[str], None]) -> Iterator[Speed]:
     """Images per second of both at the size of training, in turns, images prepared beforehand or by the file."""
-    facts = found.facts
-    size = sizes(facts)[0]
-    for batch in _batches(facts):
-        images = (list(given.images) * batch)[:batch]
-        prepared, passed = next(_batched(facts, images, size, batch))
+    for batch in _batches(found.facts):
+        prepared, passed = _one_batch(found.facts, given, batch)
         prepared = prepared.contiguous(memory_format=torch.channels_last)
-        runs = {
-            "PyTorch": lambda prepared=prepared: (_probabilities(classifier, prepared),),
-            "file": lambda passed=passed: (found(passed),),
-        }
-        samples = interleaved(runs, rounds=ROUNDS, say=say)
-        rates = {name: batch / summary(seconds).median for name, seconds in samples.items()}
-        yield Speed(batch=batch, pytorch=rates["PyTorch"], file=rates["file"])
+        pytorch, file = _rates(
+            batch,
+            lambda prepared=prepared: _probabilities(classifier, prepared),
+            lambda passed=passed: found(passed),
+            say,
+        )
+        yield Speed(batch=batch, pytorch=pytorch, file=file)
+
+
+def file_speeds(
+    before: Opened, after: Opened, given: Photos, say: Callable[[str], None]
+) -> dict[int, tuple[float, float]]:
+    """Images per second of two files at the size of training, in turns, by batch."""
+    rates = {}
+    for batch in _batches(before.facts):
+        _, passed = _one_batch(before.facts, given, batch)
+        rates[batch] = _rates(batch, lambda passed=passed: before(passed), lambda passed=passed: after(passed), say)
+    return rates
+
+
+def _one_batch(facts: Facts, given: Photos, batch: int) -> tuple[Tensor, Tensor]:
+    images = (list(given.images) * batch)[:batch]
+    return next(_batched(facts, images, sizes(facts)[0], batch))
+
+
+def _rates(
+    batch: int, first: Callable[[], Tensor], second: Callable[[], Tensor], say: Callable[[str], None]
+) -> tuple[float, float]:
+    samples = interleaved({"first": lambda: (first(),), "second": lambda: (second(),)}, rounds=ROUNDS, say=say)
+    one, other = (batch / summary(seconds).median for seconds in samples.values())
+    return one, other

@@ -14,7 +14,7 @@ from parhelion.export.running import Opened
 ENTRY = "parhelion.json"
 
 
-def write(program: ExportedProgram, path: Path, _facts: Facts) -> None:
+def write(program: ExportedProgram, path: Path, _facts: Facts, _scratch: Path) -> None:
     """Write `program` as torch.export.load reads it."""
     torch.export.save(program, path)
 

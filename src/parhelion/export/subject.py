@@ -70,7 +70,9 @@ def subject(spec: str, *, untrained: bool = False) -> Subject:
         return Subject(classifier=_ours(spec), weights=None)
     path = Path(spec)
     if not path.exists():
-        offer = nearest(spec, list_models()) or f"; give a run folder, a .safetensors file, {TIMM}NAME or a model's name"
+        offer = (
+            nearest(spec, list_models()) or f"; give a run folder, a .safetensors file, {TIMM}NAME or a model's name"
+        )
         raise UserError(f"there is no run, file or model {spec!r}{offer}")
     if untrained:
         raise UserError(f"{spec} has trained weights; leave --untrained out")
