@@ -5,7 +5,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -150,7 +150,12 @@ def _images(found: "Subject", data: str, data_dir: Path | None, chosen: Argument
 def _show(chosen: Arguments, wanted: "Wanted", found: "Subject", report: "Report | None") -> None:
     size = chosen.out.stat().st_size if chosen.out.is_file() else None
     if chosen.json:
-        facts = {"model": found.classifier.name, "format": wanted.format, "file": str(chosen.out), "bytes": size}
+        facts: dict[str, Any] = {
+            "model": found.classifier.name,
+            "format": wanted.format,
+            "file": str(chosen.out),
+            "bytes": size,
+        }
         facts |= {"checked": report is not None, **(report.as_dict() if report else {})}
         print(printable(json.dumps(facts, indent=2, ensure_ascii=False)))
         return

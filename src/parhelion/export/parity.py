@@ -1,7 +1,8 @@
 """Whether an exported file says what PyTorch says, measured on real images: `measured`."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -82,8 +83,6 @@ class Parity:
     speeds: tuple[Speed, ...] = ()
     # A sentence for each reason not to trust the file.
     problems: tuple[str, ...] = ()
-    # Size, format and whatever else belongs into a report.
-    facts: dict[str, Any] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """Everything, ready for JSON."""
@@ -335,12 +334,7 @@ def _speeds(classifier: Classifier, found: Opened, given: Photos, say: Callable[
     for batch in _batches(found.facts):
         prepared, passed = _one_batch(found.facts, given, batch)
         prepared = prepared.contiguous(memory_format=torch.channels_last)
-        pytorch, file = _rates(
-            batch,
-            lambda prepared=prepared: _probabilities(classifier, prepared),
-            lambda passed=passed: found(passed),
-            say,
-        )
+        pytorch, file = _rates(batch, partial(_probabilities, classifier, prepared), partial(found, passed), say)
         yield Speed(batch=batch, pytorch=pytorch, file=file)
 
 
@@ -351,7 +345,7 @@ def file_speeds(
     rates = {}
     for batch in _batches(before.facts):
         _, passed = _one_batch(before.facts, given, batch)
-        rates[batch] = _rates(batch, lambda passed=passed: before(passed), lambda passed=passed: after(passed), say)
+        rates[batch] = _rates(batch, partial(before, passed), partial(after, passed), say)
     return rates
 
 

@@ -7,7 +7,6 @@ import torch
 from torch.export import ExportedProgram
 
 from parhelion.export.facts import Facts
-from parhelion.export.graph import IMAGES
 from parhelion.export.running import Opened
 
 # The entry of the archive that holds the facts.
@@ -34,7 +33,8 @@ def opened(path: Path) -> Opened:
     program = torch.export.load(path, extra_files=extra)
     facts = Facts.from_texts(json.loads(extra[ENTRY]), str(path))
     module = program.module()
-    given: Any = next(node for node in program.graph.nodes if node.op == "placeholder" and node.name == IMAGES)
+    (name,) = program.graph_signature.user_inputs
+    given: Any = next(node for node in program.graph.nodes if node.name == name)
     shape = tuple(side if isinstance(side, int) else None for side in given.meta["val"].shape)
 
     def answer(images: Any) -> Any:
