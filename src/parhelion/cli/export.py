@@ -56,7 +56,7 @@ class Arguments:
     no_check: bool = False
     """Write the file without running it; it says that it is unchecked."""
     int8: bool = False
-    """Compute in 8-bit integers where that costs no accuracy; calibrated on training images."""
+    """Compute in 8-bit integers where that costs no accuracy; calibrated on training images. For --format onnx."""
     max_drop: float = 0.5
     """Points of top-1 accuracy, of 100, that --int8 may cost."""
     untrained: bool = False
@@ -120,7 +120,7 @@ def _check(chosen: Arguments) -> None:
     if chosen.batch is not None and not chosen.fixed:
         raise UserError("--batch is for --fixed; without it a file takes any number of images at a time")
     if chosen.int8 and not known.quantised:
-        able = " or ".join(name for name, form in FORMATS.items() if form.quantised)
+        able = " and ".join(name for name, form in FORMATS.items() if form.quantised)
         raise UserError(f"--int8 is for --format {able}, not for {chosen.format}")
     if chosen.int8 and chosen.no_check:
         raise UserError("--int8 measures what it costs, which --no-check would leave out; drop one of them")

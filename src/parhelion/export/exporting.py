@@ -105,15 +105,16 @@ def export(
     Raises DisagreementError, where `file` stays what it was before, and UserError.
     """
     facts, module = facts_of(subject, wanted), module_of(wanted.format)
+    # Before minutes are spent on the file.
+    check = None if source is None else _Check(subject, wanted, source, say)
     with _places(file) as temporary, TemporaryDirectory() as scratch:
         say(f"tracing {facts.model}")
         graph = program(subject.classifier, facts)
         say(f"writing {wanted.format}, which takes minutes for large networks")
         module.write(graph, temporary, facts, Path(scratch))
         module.tell(temporary, facts)
-        if source is None:
+        if check is None:
             return None
-        check = _Check(subject, wanted, source, say)
         report = Report(parity=check.parity(module.opened(temporary)))
         if wanted.int8 and not report.problems:
             report = replace(report, int8=check.int8(temporary, Path(scratch), facts))
@@ -152,7 +153,7 @@ class _Check:
         float_accuracy = accuracy(before, facts, self.photos)
         float_file = scratch / ONNX_FILE
         onnx_files.tell(float_file, facts)
-        quantiser = Quantiser(float_file, scratch, images[:CALIBRATION])
+        quantiser = Quantiser(float_file, scratch, images[:CALIBRATION], self.wanted.fixed_batch)
         chosen = search(quantiser, images[CALIBRATION:], targets[CALIBRATION:], max_drop=wanted.max_drop, say=self.say)
         int8_accuracy, speeds = 0.0, {}
         if chosen.nodes:

@@ -24,7 +24,7 @@ class Format:
 FORMATS = {
     "onnx":         Format(suffix=".onnx", runtime="onnxruntime", quantised=True,
                            writes_with=("onnx", "onnxscript"), runs_with=("onnxruntime",)),
-    "openvino":     Format(suffix=".xml", runtime="OpenVINO", quantised=True,
+    "openvino":     Format(suffix=".xml", runtime="OpenVINO", quantised=False,
                            writes_with=("onnx", "onnxscript", "openvino"), runs_with=("openvino",)),
     "torch-export": Format(suffix=".pt2", runtime="PyTorch", quantised=False, writes_with=(), runs_with=()),
 }
@@ -43,7 +43,7 @@ def check_format(name: str) -> Format:
 
 def check_installed(what: str, modules: Sequence[str]) -> None:
     """Raise UserError where one of `modules`, which `what` needs, is not installed."""
-    missing = [module for module in modules if find_spec(module) is None]
+    missing = [module for module in dict.fromkeys(modules) if find_spec(module) is None]
     if missing:
         raise UserError(
             f"{what} needs {' and '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not installed: "

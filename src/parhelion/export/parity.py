@@ -24,6 +24,8 @@ BATCHES = {1: 4, 8: 16}
 # Sizes that no block divides, and that are no squares.
 ODD, WIDE = (97, 131), (256, 320)
 ROUNDS = 5
+# So many images tell whether there is any colour.
+COLOURS = 16
 # Below this, all answers of a model count as one.
 SAME = 1e-7
 
@@ -35,6 +37,20 @@ class Photos:
     source: str
     images: tuple[Image.Image, ...]
     targets: Tensor | None
+
+    def coloured(self) -> tuple[Image.Image, ...]:
+        """The images; where all are grey though in three channels, each with the two after it as its other channels.
+
+        Else nothing would show that a file takes blue for red.
+        """
+        if any(image.mode != "RGB" or _has_colour(image) for image in self.images[:COLOURS]):
+            return self.images
+        greys = [image.convert("L") for image in self.images]
+        following = (greys[1:] + greys[:1], greys[2:] + greys[:2])
+        return tuple(
+            Image.merge("RGB", [grey, *(other.resize(grey.size) for other in others)])
+            for grey, *others in zip(greys, *following, strict=True)
+        )
 
     def first(self, count: int) -> "Photos":
         """`count` of them, spread evenly."""
@@ -146,6 +162,11 @@ def photos(source: Source, classifier: Classifier, count: int) -> Photos:
     )
 
 
+def _has_colour(image: Image.Image) -> bool:
+    red, green, blue = image.split()
+    return not (red.tobytes() == green.tobytes() == blue.tobytes())
+
+
 def sizes(facts: Facts) -> list[tuple[int, int]]:
     """Heights and widths to check: the trained one first, unless only one is taken; none that a block divides after."""
     px, least = facts.preprocessing.image_px, facts.smallest
@@ -179,8 +200,9 @@ def measured(
         answered = list[tuple[Tensor, Tensor]]()
         trained = size == every[0]
         for batch, count in _batches(facts).items():
-            # At the size of training all images are taken, the larger batches first come, else some.
-            chosen = given.images if trained and batch == max(_batches(facts)) else given.images[:count]
+            # At the size of training all images are taken, in the larger batches; else some.
+            everything = given.images if trained else given.coloured()
+            chosen = everything if trained and batch == max(_batches(facts)) else everything[:count]
             try:
                 ours, theirs, problem = _answers(classifier, found, chosen, size, batch, max_difference)
             except RuntimeRefusalError as error:

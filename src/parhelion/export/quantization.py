@@ -14,6 +14,7 @@ from parhelion.data.samples import Source, Stream, image_count
 from parhelion.errors import UserError
 from parhelion.export import onnx_files
 from parhelion.export.facts import Facts
+from parhelion.export.graph import IMAGES
 from parhelion.export.parity import Photos, prepared_images
 from parhelion.export.running import Opened
 from parhelion.shapes import Tensor
@@ -109,11 +110,16 @@ def training_images(source: Source, facts: Facts) -> tuple[list[Any], Tensor]:
 class Quantiser:
     """Writes a float ONNX file with some of its layers in 8-bit integers."""
 
-    def __init__(self, float_file: Path, scratch: Path, calibration: Sequence[Tensor]) -> None:
-        """float_file: of float32. scratch: a folder for its own files. calibration: images as the file takes them."""
+    def __init__(self, float_file: Path, scratch: Path, calibration: Sequence[Tensor], batch: int | None) -> None:
+        """float_file: of float32. scratch: a folder for its own files. calibration: images as the file takes them.
+
+        batch: Images at a time that the file takes; None where any number is.
+        """
         import onnx
 
-        self.float_file, self.scratch, self.calibration = float_file, scratch, calibration
+        self.float_file, self.scratch, self.batch = float_file, scratch, batch or BATCH
+        # Ranges are of whole batches.
+        self.calibration = list(calibration) + [calibration[-1]] * (-len(calibration) % self.batch)
         graph = onnx.load(float_file, load_external_data=False).graph
         weights = {tensor.name for tensor in graph.initializer}
         # By node, what people call the layer.
@@ -137,7 +143,8 @@ class Quantiser:
                 """The next batch, or None."""
                 return next(self.batches, None)
 
-        batches = ({"images": torch.stack(list(part)).numpy()} for part in _parts(self.calibration, BATCH))
+        parts = _parts(self.calibration, self.batch)
+        batches = ({IMAGES: torch.stack(list(part)).numpy()} for part in parts)
         with _quiet():
             quantize_static(
                 self.float_file,

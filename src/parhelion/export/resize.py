@@ -50,7 +50,8 @@ class Prepare(nn.Module):
     The same steps as `parhelion.data.transforms.eval_transform`: the shorter side is resized, the middle square is cut
     out, values are normalised. As in Pillow, columns come before rows, and values are rounded to 8 bits after each.
     Pillow rounds its weights to 22 bits besides, so that few values differ, by 1 of 255: one in ten thousand for
-    "bicubic", up to one in a hundred for "bilinear", where many sums end in a half.
+    "bicubic", up to one in a hundred for "bilinear", where many sums end in a half. Images that are more than twice as
+    tall as they are wide differ more, by up to 4 of 255 in a value of five, since Pillow 13 takes their rows first.
     """
 
     mean: Tensor
@@ -89,7 +90,7 @@ class Prepare(nn.Module):
 
         pixels: 0, 1, ...; size: their number, in a tensor.
         """
-        resized = torch.div(size * self.shorter, shorter, rounding_mode="floor")
+        resized = _whole_quotient(size * self.shorter, shorter)
         cut = resized - self.px
         # Python's round, which torchvision takes for the first pixel kept: a half goes to the even number.
         half = torch.div(cut, 2, rounding_mode="floor")
@@ -100,6 +101,13 @@ class Prepare(nn.Module):
         t = distance.to(torch.float32) / (2 * torch.maximum(size, resized)).to(torch.float32)
         weights = FILTERS[self.interpolation](t)
         return weights / weights.sum(dim=1, keepdim=True)
+
+
+def _whole_quotient(number: Tensor, divisor: Tensor) -> Tensor:
+    """number // divisor, also where a runtime multiplies with the reciprocal, as OpenVINO does, and falls short."""
+    quotient = torch.div(number, divisor, rounding_mode="floor")
+    rest = number - quotient * divisor
+    return quotient + (rest >= divisor).to(quotient.dtype) - (rest < 0).to(quotient.dtype)
 
 
 def _eight_bits(x: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from typing import Any
 
 import timm
 import torch
+from torch import nn
 
 from parhelion.classification.saved import Classifier
 from parhelion.data.samples import numbered
@@ -16,13 +17,18 @@ from parhelion.detection.recipe import DetectionRecipe
 from parhelion.errors import UserError, nearest
 from parhelion.files.run_folder import RECIPE, saved_recipe
 from parhelion.files.weights import is_of_task
+from parhelion.models import create_model
 from parhelion.models.accelerate import accelerate
 from parhelion.models.catalog import list_models
 from parhelion.runs.places import TIMM, spelled_here
-from parhelion.speed.networks import check_name, original, own_image_px
+from parhelion.speed.networks import check_name
 
 # Of timm's models, which do not say: twice what their last maps are reduced by would be a map of 2x2 pixels.
 TIMM_SMALLEST = 64
+# For the norms of random networks that start at zero, so that every branch takes part. With more, attention without a
+# scale would let activations grow until rounding decides what comes out.
+GAIN = 0.1
+SEED = 20103019
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +66,8 @@ def subject(spec: str, *, untrained: bool = False) -> Subject:
     if spec.startswith(TIMM):
         check_name(spec)
         model = _random(spec) if untrained else _trained(name)
-        return Subject(classifier=_of_timm(accelerate(model, report=None), spec), weights=None if untrained else spec)
+        classifier = _of_timm(accelerate(model, report=None), spec)
+        return Subject(classifier=classifier, weights=None if untrained else spec)
     if spec in list_models() and not Path(spec).exists():
         if not untrained:
             raise UserError(
@@ -70,9 +77,8 @@ def subject(spec: str, *, untrained: bool = False) -> Subject:
         return Subject(classifier=_ours(spec), weights=None)
     path = Path(spec)
     if not path.exists():
-        offer = (
-            nearest(spec, list_models()) or f"; give a run folder, a .safetensors file, {TIMM}NAME or a model's name"
-        )
+        forms = f"; give a run folder, a .safetensors file, {TIMM}NAME or a model's name"
+        offer = (nearest(spec, list_models()) if path.name == spec else "") or forms
         raise UserError(f"there is no run, file or model {spec!r}{offer}")
     if untrained:
         raise UserError(f"{spec} has trained weights; leave --untrained out")
@@ -145,7 +151,14 @@ def _classifier(model: Any, name: str, config: Any, names: tuple[str, ...]) -> C
 
 
 def _random(spec: str) -> Any:
-    return original(spec, own_image_px(spec))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)
+        name = spec.removeprefix(TIMM)
+        model = timm.create_model(name) if spec.startswith(TIMM) else create_model(name)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d) and not module.weight.any():
+            nn.init.constant_(module.weight, GAIN)
+    return model.eval()
 
 
 def _trained(name: str) -> Any:
