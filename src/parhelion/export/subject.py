@@ -11,8 +11,9 @@ from torch import nn
 
 from parhelion.classification.saved import Classifier
 from parhelion.data.samples import numbered
+from parhelion.data.sources import open_source
 from parhelion.data.spelling import BUNDLED, path_of
-from parhelion.data.transforms import INTERPOLATIONS, Preprocessing
+from parhelion.data.transforms import INTERPOLATIONS, Preprocessing, eval_transform
 from parhelion.detection.recipe import DetectionRecipe
 from parhelion.errors import UserError, nearest
 from parhelion.files.run_folder import RECIPE, saved_recipe
@@ -25,9 +26,11 @@ from parhelion.speed.networks import check_name
 
 # Of timm's models, which do not say: twice what their last maps are reduced by would be a map of 2x2 pixels.
 TIMM_SMALLEST = 64
-# For the norms of random networks that start at zero, so that every branch takes part. With more, attention without a
+# Random networks: what norms that start at zero get, so that every branch takes part. With more, attention without a
 # scale would let activations grow until rounding decides what comes out.
-GAIN = 0.1
+GAIN = 0.05
+# Images that their batch statistics come from, and the most pixels of a side.
+SETTLING, SETTLING_PX = 8, 128
 SEED = 20103019
 
 
@@ -67,7 +70,9 @@ def subject(spec: str, *, untrained: bool = False) -> Subject:
         check_name(spec)
         model = _random(spec) if untrained else _trained(name)
         classifier = _of_timm(accelerate(model, report=None), spec)
-        return Subject(classifier=classifier, weights=None if untrained else spec)
+        return Subject(
+            classifier=_settled(classifier) if untrained else classifier, weights=None if untrained else spec
+        )
     if spec in list_models() and not Path(spec).exists():
         if not untrained:
             raise UserError(
@@ -119,7 +124,7 @@ def _of_run(path: Path) -> Subject:
 
 def _ours(name: str) -> Classifier:
     model = _random(name)
-    return _classifier(model, name, model.pretrained_cfg, numbered(model.num_classes))
+    return _settled(_classifier(model, name, model.pretrained_cfg, numbered(model.num_classes)))
 
 
 def _of_timm(model: Any, spec: str) -> Classifier:
@@ -159,6 +164,24 @@ def _random(spec: str) -> Any:
         if isinstance(module, nn.BatchNorm2d) and not module.weight.any():
             nn.init.constant_(module.weight, GAIN)
     return model.eval()
+
+
+def _settled(classifier: Classifier) -> Classifier:
+    """`classifier`, of random weights, with the batch statistics of some of the bundled images."""
+    preprocessing = classifier.preprocessing
+    transform = eval_transform(replace(preprocessing, image_px=min(preprocessing.image_px, SETTLING_PX)))
+    samples: Any = open_source(BUNDLED, in_chans=preprocessing.in_chans, splits=("val",)).images("val")
+    images = torch.stack([transform(samples[row][0]) for row in range(SETTLING)])
+    norms = [module for module in classifier.model.modules() if isinstance(module, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 1.0
+    with torch.no_grad():
+        classifier.model.train()(images)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    classifier.model.eval()
+    return classifier
 
 
 def _trained(name: str) -> Any:
