@@ -47,7 +47,7 @@ def check_installed(what: str, modules: Sequence[str]) -> None:
     if missing:
         raise UserError(
             f"{what} needs {' and '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not installed: "
-            "pip install parhelion[export]"
+            "pip install 'parhelion[export]'"
         )
 
 
