@@ -82,6 +82,7 @@ MISTAKES = [
     (["predict", "nowhere", "file"], "there is no checkpoint or run folder nowhere"),
     (["predict", "damaged.safetensors", "file"], "is not a whole safetensors file"),
     (["predict", "nowhere.onnx", "file"], "there is no file nowhere.onnx"),
+    (["predict", "file.pt2", "file"], "there is no file file.pt2"),
     (["export"], "needs RUN_OR_MODEL"),
     ([*EXPORT, "onxn", "--out", "file.onnx"], "there is no format 'onxn'; did you mean onnx"),
     ([*EXPORT, "torch-export", "--out", "file.onnx"], "--out file.onnx should end in .pt2"),

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -149,9 +148,29 @@ def test_photos_of_every_kind_go_into_a_file_as_they_are(
     assert difference(ours, theirs) < 0.01
 
 
-def test_a_file_that_prepares_images_takes_no_other_size(preparing_file: Path, refused: Callable[..., str]) -> None:
-    said = refused("evaluate", preparing_file, "--data", "bundled", "--image-px", "20")
-    assert "resizes images itself" in said
+def test_a_file_that_prepares_images_takes_no_other_size(
+    preparing_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate", str(preparing_file), "--data", "bundled", "--image-px", "20"]) == 2
+    assert "resizes images itself" in capsys.readouterr().err
+
+
+def test_damaged_and_foreign_files_are_refused_in_a_sentence(
+    onnx_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import onnx
+
+    damaged, foreign = tmp_path / "damaged.onnx", tmp_path / "foreign.onnx"
+    damaged.write_bytes(onnx_file.read_bytes()[:20_000])
+    model = onnx.load(onnx_file)
+    del model.metadata_props[:]
+    onnx.save(model, foreign)
+    for file, words in ((damaged, "is damaged, or no ONNX file"), (foreign, "was not written by parhelion export")):
+        capsys.readouterr()
+        assert main(["evaluate", str(file), "--data", "bundled"]) == 2
+        said = capsys.readouterr().err
+        assert words in said
+        assert said.count("\n") == 1
 
 
 def test_where_it_disagrees_no_file_is_left_and_the_code_is_1(

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from parhelion.cli.devices import move_to_fastest_device
 from parhelion.detection.recipe import DetectionRecipe
-from parhelion.export.formats import format_of
+from parhelion.export.formats import check_usable, format_of
 from parhelion.files.weights import is_of_task
 
 if TYPE_CHECKING:
@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
 def is_detector(checkpoint: Path) -> bool:
     """Whether `checkpoint` is of a detector; no exported file is. Raises UserError where it is damaged or no run."""
-    return format_of(checkpoint) is None and is_of_task(checkpoint, DetectionRecipe.task)
+    if format_of(checkpoint) is not None:
+        check_usable(checkpoint)
+        return False
+    return is_of_task(checkpoint, DetectionRecipe.task)
 
 
 def load_classifier(checkpoint: Path) -> "Classifier":

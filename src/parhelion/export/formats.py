@@ -61,3 +61,14 @@ def check_suffix(name: str, file: Path) -> None:
 def format_of(file: Path) -> str | None:
     """The format that the ending of `file` tells; None where it is no exported file."""
     return next((name for name, known in FORMATS.items() if file.suffix.lower() == known.suffix), None)
+
+
+def check_usable(file: Path) -> None:
+    """Raise UserError where the exported file `file` cannot be used as a classifier: its format, or it is not there."""
+    if not file.is_file():
+        raise UserError(f"there is no file {file}")
+    if format_of(file) == "torch-export":
+        raise UserError(
+            f"{file} is a program of torch.export, which may hold pickles and is opened by torch.export.load alone; "
+            "give the run that it comes from, or an .onnx or .xml file"
+        )

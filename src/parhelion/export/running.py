@@ -12,7 +12,7 @@ from torch import nn
 from parhelion.classification.saved import Classifier
 from parhelion.errors import UserError
 from parhelion.export.facts import Facts
-from parhelion.export.formats import FORMATS, check_installed, format_of
+from parhelion.export.formats import FORMATS, check_installed, check_usable, format_of
 from parhelion.shapes import Tensor
 
 if TYPE_CHECKING:
@@ -71,11 +71,7 @@ def exported_classifier(file: Path) -> Classifier:
 
     Raises UserError as `opened` does, and for a program of torch.export: to open one may run what is pickled in it.
     """
-    if format_of(file) == "torch-export":
-        raise UserError(
-            f"{file} is a program of torch.export, which may hold pickles and is opened by torch.export.load alone; "
-            "give the run that it comes from, or an .onnx or .xml file"
-        )
+    check_usable(file)
     found = opened(file)
     facts = found.facts
     return Classifier(
