@@ -26,7 +26,7 @@ FORMATS = {
                            writes_with=("onnx", "onnxscript"), runs_with=("onnxruntime",)),
     "openvino":     Format(suffix=".xml", runtime="OpenVINO", quantised=False,
                            writes_with=("onnx", "onnxscript", "openvino"), runs_with=("openvino",)),
-    "torch-export": Format(suffix=".pt2", runtime="PyTorch", quantised=False, writes_with=(), runs_with=()),
+    "torch-export": Format(suffix=".pt2", runtime="torch.export", quantised=False, writes_with=(), runs_with=()),
 }
 # fmt: on
 
