@@ -46,6 +46,7 @@ def test_help_and_lists_need_no_torch(words: list[str], part: str) -> None:
 
 TRAIN = ["train", "halonet_tiny", "--data", "bundled", "--out", "run"]
 DETECT = ["train", "mask_rcnn_halonet_tiny", "--out", "run", "--data"]
+EXPORT = ["export", "halonet_tiny", "--format"]
 MISTAKES = [
     ([], "name a command"),
     (["trian"], "did you mean train?"),
@@ -90,6 +91,16 @@ MISTAKES = [
     (["explain", "halonet_tiny", "file", "--out", "no/page.html"], "there is no folder no"),
     (["explain", "halonet_tiny", "file", "--png", "sheet.bmp"], "--png sheet.bmp must end in .png, .pdf, .svg"),
     (["explain", "halonet_tiny", "file", "--pixel", "1", "2"], "--pixel is for the sheet of --png"),
+    (["predict", "nowhere.onnx", "file"], "there is no file nowhere.onnx"),
+    (["predict", "file.pt2", "file"], "there is no file file.pt2"),
+    (["export"], "needs RUN_OR_MODEL"),
+    ([*EXPORT, "onxn", "--out", "file.onnx"], "there is no format 'onxn'; did you mean onnx"),
+    ([*EXPORT, "torch-export", "--out", "file.onnx"], "--out file.onnx should end in .pt2"),
+    ([*EXPORT, "torch-export", "--out", "nowhere/file.pt2"], "there is no folder nowhere"),
+    ([*EXPORT, "torch-export", "--out", "file.pt2", "--int8"], "--int8 is for --format onnx"),
+    ([*EXPORT, "torch-export", "--out", "file.pt2", "--batch", "3"], "--batch is for --fixed"),
+    ([*EXPORT, "torch-export", "--out", "file.pt2", "--images", "1"], "images is 1; it must be at least 2"),
+    ([*EXPORT, "torch-export", "--out", "file.pt2", "--data", "nowhere"], "there is no data source 'nowhere'"),
     (["compare"], "needs one RUN or more"),
     (["compare", "nowhere"], "there is no run folder nowhere"),
     (["benchmark", "halonet_h9"], "there is no model 'halonet_h9'"),

@@ -11,7 +11,6 @@ from parhelion.classification.saved import Classifier
 from parhelion.data.image_files import image_files
 from parhelion.data.images import BadImage, try_open_image
 from parhelion.data.loaders import OnBadImage, refuses
-from parhelion.data.transforms import eval_transform
 from parhelion.errors import UserError
 
 
@@ -42,7 +41,10 @@ def predictions(
         if value < 1:
             raise UserError(f"{name} is {value}; it must be at least 1")
     files = image_files(paths).files
-    transform = eval_transform(classifier.preprocessing)
+    transform = classifier.transform
+    if classifier.takes_files:
+        # Images of several sizes do not go together.
+        batch = 1
     for start in range(0, len(files), batch):
         group = files[start : start + batch]
         opened = [try_open_image(path, classifier.preprocessing.in_chans) for path in group]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from parhelion.data.transforms import Preprocessing
+from parhelion.data.transforms import Preprocessing, Transform, as_stored, eval_transform
 from parhelion.errors import UserError
 from parhelion.files.run_folder import RECIPE
 from parhelion.files.weights import read_saved, save_weights, weights_file, why_not_fit
@@ -33,12 +33,19 @@ class Classifier:
     # Complete epochs of training behind the weights, and the scores after the last of them.
     epoch: int
     metrics: dict[str, float]
+    # True: the model takes images as files have them, (B, H, W, C) uint8 of any size, and prepares them itself.
+    takes_files: bool = False
+
+    @property
+    def transform(self) -> Transform:
+        """What makes a tensor for the model of a PIL image."""
+        return as_stored if self.takes_files else eval_transform(self.preprocessing)
 
     @classmethod
     def load(cls, path: str | Path) -> "Classifier":
         """The classifier in a run folder or a .safetensors file, in evaluation mode on the CPU.
 
-        `data.transforms.eval_transform(classifier.preprocessing)` makes tensors of images for it, and
+        `classifier.transform` makes tensors of images for it, and
         `classification.predict.predictions(classifier, paths)` classifies image files. The model's `pretrained_cfg`
         tells timm the same preprocessing and class names.
 

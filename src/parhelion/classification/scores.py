@@ -12,7 +12,6 @@ from parhelion.classification.saved import Classifier
 from parhelion.data.loaders import OnBadImage, make_loader
 from parhelion.data.samples import Stream, image_count
 from parhelion.data.sources import Source, Split
-from parhelion.data.transforms import eval_transform
 from parhelion.errors import UserError
 from parhelion.files.progress import Progress
 from parhelion.runs.images import check_classes, nothing_to_evaluate
@@ -126,8 +125,9 @@ def evaluate(
     check_classes(classifier.class_names, source.class_names, source.name)
     loader = make_loader(
         images,
-        eval_transform(classifier.preprocessing),
-        batch=batch,
+        classifier.transform,
+        # Images of several sizes do not go together.
+        batch=1 if classifier.takes_files else batch,
         train=False,
         workers=workers,
         on_bad_image=on_bad_image,

@@ -1,6 +1,7 @@
-"""The command line: `parhelion train | evaluate | predict | explain | compare | benchmark | models | recipes`.
+"""The command line: `parhelion train | evaluate | predict | explain | export | compare | benchmark | models | recipes`.
 
-Exit code 0; 2 with one sentence on standard error for a user's mistake; 130 after Ctrl-C, 143 after SIGTERM.
+Exit code 0; 1 for an export that disagrees with PyTorch; 2 with one sentence on standard error for a user's mistake;
+130 after Ctrl-C, 143 after SIGTERM.
 """
 
 import codecs
@@ -28,6 +29,7 @@ VERBS = {
     "evaluate": "score a trained model on your images",
     "predict": "say what is in image files",
     "explain": "show what each pixel of an image attends to",
+    "export": "write a classifier for other runtimes, proven equal",
     "compare": "put runs side by side: accuracy, cost, time",
     "benchmark": "time a model against others on this machine",
     "models": "list the models, with parameters and multiply-adds",
@@ -49,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line on `arguments` (the process's own if None) and return the exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     with _ending() as end:
-        _command(words)(words[1:])
+        end.code = _command(words)(words[1:]) or 0
     return end.code
 
 
@@ -127,7 +129,7 @@ def _as_bytes_or_escaped(error: UnicodeError) -> tuple[str | bytes, int]:
 codecs.register_error(ANY_NAME, _as_bytes_or_escaped)
 
 
-def _command(words: Sequence[str]) -> Callable[[list[str]], None]:
+def _command(words: Sequence[str]) -> Callable[[list[str]], int | None]:
     """What runs the words after the first one of `words`. Raises UserError where that is no command."""
     if not words:
         raise UserError(f"name a command: {', '.join(VERBS)}; parhelion --help says more")
@@ -137,7 +139,7 @@ def _command(words: Sequence[str]) -> Callable[[list[str]], None]:
     if verb in ("-V", "--version"):
         return _print_version
     if verb in VERBS:
-        run: Callable[[list[str]], None] = import_module(f"parhelion.cli.{verb}").run
+        run: Callable[[list[str]], int | None] = import_module(f"parhelion.cli.{verb}").run
         return run
     offer = nearest(verb, VERBS) or f"; the commands are {', '.join(VERBS)}"
     raise UserError(f"there is no command {verb!r}{offer}")

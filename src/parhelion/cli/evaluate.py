@@ -9,12 +9,11 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from parhelion.cli.arguments import check_folder, check_writable, make_folder, parsed, refuse_options
+from parhelion.cli.checkpoints import is_detector, load_classifier
 from parhelion.cli.devices import move_to_fastest_device
 from parhelion.data.spelling import check_source, coco_folder
-from parhelion.detection.recipe import DetectionRecipe
 from parhelion.errors import UserError, printable
 from parhelion.files.run_folder import RECIPE
-from parhelion.files.weights import is_of_task
 
 CLASSIFIER_BATCH, DETECTOR_BATCH = 128, 8
 
@@ -28,7 +27,7 @@ class Arguments:
     """
 
     checkpoint: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR_OR_CHECKPOINT")]
-    """Run folder or .safetensors file that parhelion train wrote."""
+    """Run folder or .safetensors file that parhelion train wrote, or a .onnx or .xml file of parhelion export."""
     data: str
     """Images. Of a classifier: a folder with val/ of class folders, `bundled`, `fashion-mnist`, or a dataset as timm
     names it (torch/..., hfds/..., wds/..., tfds/...). Of a detector: coco:DIR. The classes must be the checkpoint's."""
@@ -78,7 +77,7 @@ def run(arguments: list[str]) -> None:
         raise UserError(f"max_found is {chosen.max_found}; it must be at least 1, or 0 for that of training")
     check_writable("--results", chosen.results)
     _check_out(chosen.out)
-    if is_of_task(chosen.checkpoint, DetectionRecipe.task):
+    if is_detector(chosen.checkpoint):
         refuse_options(chosen, "a classifier", data_dir=None, download=False, out=None)
         coco_folder(chosen.data)
         _detector(chosen)
@@ -92,13 +91,11 @@ def run(arguments: list[str]) -> None:
 
 def _classifier(chosen: Arguments) -> None:
     from parhelion.classification.plots import CONFUSION, confusion_matrix
-    from parhelion.classification.saved import Classifier
     from parhelion.classification.scores import CLASSES_WITH_MATRIX, class_scores, evaluate
     from parhelion.data.sources import open_source
     from parhelion.data.sources.held_out import of_run
 
-    classifier = Classifier.load(chosen.checkpoint)
-    move_to_fastest_device(classifier.model)
+    classifier = load_classifier(chosen.checkpoint)
     names = classifier.class_names
     if chosen.out is not None and len(names) > CLASSES_WITH_MATRIX:
         raise UserError(
@@ -116,6 +113,8 @@ def _classifier(chosen: Arguments) -> None:
     if not chosen.json:
         print(source.line())
     if chosen.image_px:
+        if classifier.takes_files:
+            raise UserError(f"{chosen.checkpoint} resizes images itself; leave --image-px out")
         classifier = classifier.with_image_px(chosen.image_px)
     outcome = evaluate(
         classifier,

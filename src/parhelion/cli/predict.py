@@ -12,10 +12,9 @@ import tyro
 
 from parhelion.cli.answers import Entry, Table, json_array, json_line, tab_separated
 from parhelion.cli.arguments import check_writable, make_folder, parsed, refuse_options
+from parhelion.cli.checkpoints import is_detector, load_classifier
 from parhelion.cli.devices import move_to_fastest_device
-from parhelion.detection.recipe import DetectionRecipe
 from parhelion.errors import UserError
-from parhelion.files.weights import is_of_task
 
 if TYPE_CHECKING:
     from parhelion.classification.predict import Prediction as Classes
@@ -40,7 +39,7 @@ class Arguments:
     """
 
     checkpoint: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR_OR_CHECKPOINT")]
-    """Run folder or .safetensors file that parhelion train wrote."""
+    """Run folder or .safetensors file that parhelion train wrote, or a .onnx or .xml file of parhelion export."""
     images: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE...")] = ()
     """Image files, and folders: all images below them."""
     top: int | None = None
@@ -74,7 +73,7 @@ def run(arguments: list[str]) -> None:
     from parhelion.data.image_files import image_files
 
     found = image_files(chosen.images, without=chosen.out)
-    detects = is_of_task(chosen.checkpoint, DetectionRecipe.task)
+    detects = is_detector(chosen.checkpoint)
     if detects:
         refuse_options(chosen, "a classifier", batch=None)
     else:
@@ -92,11 +91,9 @@ def run(arguments: list[str]) -> None:
 def _classes(chosen: Arguments, images: Sequence[Path]) -> int:
     """Print the classes of each image; return how many images could not be read."""
     from parhelion.classification.predict import predictions
-    from parhelion.classification.saved import Classifier
     from parhelion.data.images import BadImage
 
-    classifier = Classifier.load(chosen.checkpoint)
-    move_to_fastest_device(classifier.model)
+    classifier = load_classifier(chosen.checkpoint)
     top = TOP_CLASSES if chosen.top is None else chosen.top
     batch = CLASSIFIER_BATCH if chosen.batch is None else chosen.batch
     unreadable = 0

@@ -120,6 +120,15 @@ def eval_transform(preprocessing: Preprocessing) -> Transform:
     )
 
 
+def as_stored(image: Image.Image) -> Tensor:
+    """The pixels of `image` as they are: (h, w, channels) uint8."""
+    import numpy as np
+    import torch
+
+    pixels = torch.from_numpy(np.array(image))
+    return pixels if pixels.ndim == 3 else pixels[:, :, None]
+
+
 def train_transform(preprocessing: Preprocessing, augmentation: Augmentation) -> Transform:
     """The random transform: image -> float32 (in_chans, image_px, image_px), normalised as in evaluation.
 
