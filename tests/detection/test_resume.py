@@ -10,7 +10,8 @@ import sys
 import pytest
 import torch
 from runs.interrupted_runs import assert_same_run, rows, saved, stop_at
-from runs.tiny_scenes import CATEGORIES, change, draw_nothing, quick_detector, tiny_scenes
+from runs.pictures import without_pictures
+from runs.tiny_scenes import CATEGORIES, change, quick_detector, tiny_scenes
 
 from parhelion.cli import main
 from parhelion.detection import scores
@@ -47,16 +48,10 @@ def whole(data, tmp_path_factory):
     """The run that nothing interrupted."""
     torch.set_num_threads(1)
     out = tmp_path_factory.mktemp("runs") / "whole"
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        draw_nothing(monkeypatch)
+    with without_pictures():
         train(quick_detector(**CHANGES), Request(data=data, out=out, quiet=True))
     assert len(rows(out / "losses.jsonl")) == UPDATES
     return out
-
-
-@pytest.fixture
-def no_pictures(monkeypatch):
-    draw_nothing(monkeypatch)
 
 
 @pytest.mark.usefixtures("no_pictures")

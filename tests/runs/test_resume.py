@@ -13,6 +13,7 @@ import pytest
 import torch
 from runs.colour_folders import colour_folders, quick_recipe, truncate
 from runs.interrupted_runs import assert_same_run, saved, stop_at
+from runs.pictures import without_pictures
 
 from parhelion.classification import plots, scores
 from parhelion.cli import main
@@ -57,21 +58,9 @@ def whole(data, tmp_path_factory):
     """The run that nothing interrupted."""
     torch.set_num_threads(1)
     out = tmp_path_factory.mktemp("runs") / "whole"
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        draw_nothing(monkeypatch)
+    with without_pictures():
         train(quick_recipe(**CHANGES), Request(data=str(data), out=out, quiet=True))
     return out
-
-
-def draw_nothing(monkeypatch):
-    """Leave out the pictures, which take longer than the training; the last one tells that the run is finished."""
-    monkeypatch.setattr(plots, "draw_scores", lambda *_: None)
-    monkeypatch.setattr(plots, "draw_sheet", lambda out, *_: (out / plots.SHEET).touch())
-
-
-@pytest.fixture
-def no_pictures(monkeypatch):
-    draw_nothing(monkeypatch)
 
 
 @pytest.mark.slow
