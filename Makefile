@@ -27,6 +27,7 @@ test: $(VENV)/installed-dev
 # The many more cases of the same tests.
 test-others: $(VENV)/installed-dev
 	$(QUICK) -m "not compile and not triton and thorough"
+	$(INTERPRETED) -m "triton and thorough" tests/ops
 	$(COMPILED) -m "compile and thorough"
 
 test-all: test test-others

@@ -2,12 +2,9 @@
 
 import copy
 import io
-import subprocess
-import sys
 from collections.abc import Callable
 from importlib import import_module
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -355,16 +352,3 @@ def test_the_report_is_printed_unless_it_is_switched_off(capsys: pytest.CaptureF
 def test_what_is_no_model_is_refused_in_a_sentence(argument: Any, words: str) -> None:
     with pytest.raises(UserError, match=rf"^accelerate takes a torch\.nn\.Module, .*{words}"):
         parhelion.accelerate(argument)
-
-
-def test_gsa_pytorch_is_not_needed(tmp_path: Path) -> None:
-    program = """
-import sys
-sys.modules["gsa_pytorch"] = None  # an import of it now raises ModuleNotFoundError
-import parhelion
-from timm.layers.halo_attn import HaloAttn
-parhelion.accelerate(HaloAttn(8, num_heads=2))
-"""
-    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == "Accelerated 1 HaloAttn: the model itself.\n"

@@ -159,7 +159,7 @@ def least_kib(monkeypatch: pytest.MonkeyPatch, case: Case, dtype: torch.dtype) -
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("capability", [86, 90])
+@pytest.mark.parametrize("capability", [90, pytest.param(86, marks=pytest.mark.thorough)])
 def test_no_plan_is_allowed_on_a_card_that_shares_less_memory_than_triton_allocates(
     monkeypatch: pytest.MonkeyPatch, capability: int
 ):

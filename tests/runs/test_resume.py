@@ -65,7 +65,7 @@ def whole(data, tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("no_pictures")
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.thorough), 1])
 def test_a_run_killed_at_random_instants_ends_as_if_it_had_not_been(data, whole, tmp_path, workers):
     out, kills, instants = tmp_path / "run", 0, random.Random(5 + workers)
     recipe = quick_recipe(**CHANGES, workers=workers)
