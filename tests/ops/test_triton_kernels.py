@@ -34,8 +34,15 @@ pytestmark = [
     ),
 ]
 small = pytest.mark.parametrize("case", SMALL.values(), ids=SMALL.keys())
-# One more of many cases that the interpreter takes seconds for.
+# One more of many cases, for which the interpreter takes seconds.
 interpreted_for_long = [pytest.mark.thorough] if DEVICE == "cpu" else []
+plain = pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, id=name, marks=interpreted_for_long if "stride" in name else [])
+        for name, case in SMALL.items()
+    ],
+)
 bfloat16 = pytest.param(torch.bfloat16, marks=(pytest.mark.gpu, pytest.mark.gpu_first))
 
 
@@ -43,6 +50,12 @@ def run(case: Case, tensors: list[Tensor]) -> list[Tensor]:
     """The output and the gradients, computed by the kernels on the device."""
     found = result_and_gradients(case, [tensor.to(DEVICE) for tensor in tensors], "triton")
     return [tensor.cpu() for tensor in found]
+
+
+@cache
+def expected_run(case: Case) -> list[Tensor]:
+    """Output and gradients of the case in float32."""
+    return run(case, case.tensors(torch.float32))
 
 
 # Exactness
@@ -70,7 +83,7 @@ def test_several_images_and_heads_are_kept_apart(case: Case, dtype: torch.dtype)
     assert_on_gpu_within_budget(replace(case, shapes=shapes), dtype)
 
 
-@calls(SMALL)
+@calls(SMALL, thorough=(torch.float32,))
 def test_logits_of_ten_thousand_stay_finite_and_exact(case: Case, dtype: torch.dtype):
     case = replace(case, largeness=3e3)
     if dtype == torch.float16:
@@ -113,7 +126,12 @@ def test_kernels_on_tensor_cores_that_lose_two_bits_are_not_exact_enough(case: C
         assert_on_gpu_within_budget(case, torch.float32, TensorCore(lost=2))
 
 
-@pytest.mark.parametrize("dtype", [bfloat16, torch.float16, torch.float32], ids=str)
+# The interpreter runs one program after the other.
+@pytest.mark.parametrize(
+    "dtype",
+    [bfloat16, *(pytest.param(dtype, marks=interpreted_for_long) for dtype in (torch.float16, torch.float32))],
+    ids=str,
+)
 def test_two_runs_are_bitwise_equal(dtype: torch.dtype):
     for case in SMALL.values():
         assert_equal(run(case, case.tensors(dtype)), run(case, case.tensors(dtype)))
@@ -137,19 +155,13 @@ def poison() -> Iterator[None]:
 def test_what_memory_held_before_does_not_matter(case: Case):
     found = run(case, case.tensors(torch.float32))
     torch.use_deterministic_algorithms(False)
-    assert_equal(found, run(case, case.tensors(torch.float32)))
+    assert_equal(found, expected_run(case))
 
 
 @small
 def test_nothing_beside_the_maps_is_read(case: Case):
     tensors = [tensor.to(DEVICE) for tensor in case.tensors(torch.float16)]
     assert_equal(run(case, [amid_nan(tensor) for tensor in tensors]), run(case, tensors))
-
-
-@cache
-def in_the_usual_order(case: Case) -> list[Tensor]:
-    """Output and gradients of the case in float32."""
-    return run(case, case.tensors(torch.float32))
 
 
 LAYOUTS = (
@@ -164,10 +176,10 @@ LAYOUTS = (
 def test_memory_may_be_in_any_order(case: Case, layout: Callable[[Tensor], Tensor]):
     tensors = [tensor.to(DEVICE) for tensor in case.tensors(torch.float32)]
     laid_out = [layout(tensor) if tensor.ndim == 5 else tensor.t().contiguous().t() for tensor in tensors]
-    assert_equal(run(case, laid_out), in_the_usual_order(case))
+    assert_equal(run(case, laid_out), expected_run(case))
 
 
-@small
+@plain
 def test_gradients_may_be_expanded(case: Case):
     *leaves, towards = case.tensors(torch.float32)
     expanded = towards[:1, :1, :1, :1, :1].expand_as(towards)
@@ -177,7 +189,7 @@ def test_gradients_may_be_expanded(case: Case):
 # Dtypes
 
 
-@small
+@plain
 def test_tables_stay_in_their_own_dtype(case: Case):
     tensors = case.tensors(torch.float16)
     wide = [tensor.float() if tensor.ndim == 2 else tensor for tensor in tensors]
@@ -190,7 +202,9 @@ def test_tables_stay_in_their_own_dtype(case: Case):
 # Not a number
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")], ids=str)
+@pytest.mark.parametrize(
+    "value", [float("nan"), float("inf"), pytest.param(float("-inf"), marks=interpreted_for_long)], ids=str
+)
 @small
 def test_what_is_not_finite_shows_in_the_outputs_of_the_equation(case: Case, value: float):
     tensors = case.tensors(torch.float32)[:-1]
