@@ -61,7 +61,7 @@ def quick(data, tmp_path_factory):
 @pytest.fixture(scope="module")
 def learned(data, tmp_path_factory):
     """A run long enough to find something."""
-    recipe = quick_detector(epochs=24, lr_per_256=0.5, sampled_boxes=16)
+    recipe = quick_detector(epochs=14, lr_per_256=0.7, sampled_boxes=16)
     return trained(recipe, data, tmp_path_factory.mktemp("runs") / "learned")
 
 

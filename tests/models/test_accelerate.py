@@ -114,10 +114,13 @@ def assert_within_budget(model: nn.Module, *draws: Tensor) -> None:
             assert_as_exact_as(ours[name], simulation, exact)
 
 
-@pytest.mark.parametrize(
+networks = pytest.mark.parametrize(
     "name",
     [pytest.param(name, marks=[] if name in FEW_NETWORKS else [pytest.mark.thorough]) for name in NETWORKS],
 )
+
+
+@networks
 def test_timms_networks_keep_outputs_gradients_and_statistics(name: str) -> None:
     _, px, _ = NETWORKS[name]
     model, images = network(name).double(), torch.randn(1, 3, px, px).double()
@@ -125,7 +128,7 @@ def test_timms_networks_keep_outputs_gradients_and_statistics(name: str) -> None
     assert_close(results(ours, images), results(model, images))
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@networks
 def test_every_kind_of_layer_of_timms_networks_stays_within_the_error_budget(name: str) -> None:
     layers = [module for module in network(name).modules() if isinstance(module, HaloAttn)]
     for layer in {(str(layer), layer.block_size, layer.halo_size): layer for layer in layers}.values():

@@ -32,7 +32,15 @@ OPERATIONS = {
     "axial, plus a map": (axial_plus(3, 5, "w", heads=2, batch=1), axial_op.why_not_triton),
 }
 operations = pytest.mark.parametrize(("case", "why_not_triton"), OPERATIONS.values(), ids=OPERATIONS.keys())
-cases = pytest.mark.parametrize("case", [case for case, _ in OPERATIONS.values()], ids=OPERATIONS.keys())
+# The interpreter takes seconds for each, so that one of each operation is run where there is no GPU.
+OF_EACH = ("halo", "content", "axial, plus a map")
+cases = pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, id=name, marks=[pytest.mark.thorough] if DEVICE == "cpu" and name not in OF_EACH else [])
+        for name, (case, _) in OPERATIONS.items()
+    ],
+)
 
 
 def runs(test: Callable[..., None]) -> Callable[..., None]:
