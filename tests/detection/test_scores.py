@@ -250,7 +250,7 @@ from parhelion.detection.saved import Detector
 torch.manual_seed(5)
 torch.set_num_threads(1)
 settings = {"choices": {"stem": "conv7"}, "widths": (8, 16, 8), "box_score_thresh": 0.0, "box_nms_thresh": 1.0}
-model = mask_rcnn("resnet_tiny", 3, image_px=320, **settings).eval()
+model = mask_rcnn("resnet_tiny", 3, image_px=1024, **settings).eval()
 names = ("cup", "spoon", "jug")
 arguments = {"kind": "mask_rcnn", "backbone": "resnet_tiny", "in_chans": 3}
 detector = Detector(model=model, arguments=arguments, class_names=names, category_ids=(3, 7, 90), metrics={})

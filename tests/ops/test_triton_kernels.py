@@ -36,13 +36,16 @@ pytestmark = [
 small = pytest.mark.parametrize("case", SMALL.values(), ids=SMALL.keys())
 # One more of many cases, for which the interpreter takes seconds.
 interpreted_for_long = [pytest.mark.thorough] if DEVICE == "cpu" else []
-plain = pytest.mark.parametrize(
-    "case",
-    [
-        pytest.param(case, id=name, marks=interpreted_for_long if "stride" in name else [])
-        for name, case in SMALL.items()
-    ],
-)
+
+
+def but(slow: str) -> pytest.MarkDecorator:
+    """Every small case; the interpreter computes the one called `slow` for `make test-all` only."""
+    cases = [
+        pytest.param(case, id=name, marks=interpreted_for_long if name == slow else []) for name, case in SMALL.items()
+    ]
+    return pytest.mark.parametrize("case", cases)
+
+
 bfloat16 = pytest.param(torch.bfloat16, marks=(pytest.mark.gpu, pytest.mark.gpu_first))
 
 
@@ -150,7 +153,7 @@ def poison() -> Iterator[None]:
 
 
 @pytest.mark.gpu_first
-@small
+@but("halo")
 @pytest.mark.usefixtures("poison")
 def test_what_memory_held_before_does_not_matter(case: Case):
     found = run(case, case.tensors(torch.float32))
@@ -158,7 +161,7 @@ def test_what_memory_held_before_does_not_matter(case: Case):
     assert_equal(found, expected_run(case))
 
 
-@small
+@but("halo")
 def test_nothing_beside_the_maps_is_read(case: Case):
     tensors = [tensor.to(DEVICE) for tensor in case.tensors(torch.float16)]
     assert_equal(run(case, [amid_nan(tensor) for tensor in tensors]), run(case, tensors))
@@ -172,14 +175,14 @@ LAYOUTS = (
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.__name__)
-@small
+@but("halo")
 def test_memory_may_be_in_any_order(case: Case, layout: Callable[[Tensor], Tensor]):
     tensors = [tensor.to(DEVICE) for tensor in case.tensors(torch.float32)]
     laid_out = [layout(tensor) if tensor.ndim == 5 else tensor.t().contiguous().t() for tensor in tensors]
     assert_equal(run(case, laid_out), expected_run(case))
 
 
-@plain
+@but("halo, stride 2")
 def test_gradients_may_be_expanded(case: Case):
     *leaves, towards = case.tensors(torch.float32)
     expanded = towards[:1, :1, :1, :1, :1].expand_as(towards)
@@ -189,7 +192,7 @@ def test_gradients_may_be_expanded(case: Case):
 # Dtypes
 
 
-@plain
+@but("halo, stride 2")
 def test_tables_stay_in_their_own_dtype(case: Case):
     tensors = case.tensors(torch.float16)
     wide = [tensor.float() if tensor.ndim == 2 else tensor for tensor in tensors]

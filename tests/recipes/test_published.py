@@ -210,11 +210,7 @@ def counted(task, model, image_px, choices):
     return multiply_adds(network, (image_px, image_px))
 
 
-# Large networks, which others of their kind are like.
-LARGE_ALONE = ("halonet_50_blocks", "halonet_h7_conv1_imagenet", "halonet_h4_base128_finetune_384")
-
-
-@pytest.mark.parametrize("name", one_of_each_maker(RECIPES, thorough=LARGE_ALONE))
+@pytest.mark.parametrize("name", one_of_each_maker(RECIPES))
 def test_every_recipe_builds_the_network_that_its_cost_is_counted_on(name):
     found = recipe(name)
     choices = tuple(found.model_choices().items())
