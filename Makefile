@@ -16,7 +16,7 @@ demo-detection: $(VENV)/installed-detection
 # Two processes of one thread each: twice as fast on two cores as one of two, most tests being small.
 QUICK := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --jaxtyping-packages=$(SHAPED),beartype.beartype
 INTERPRETED := OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(BIN)/python -m pytest -q -n 2
-COMPILED := $(BIN)/python -m pytest -q
+COMPILED := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
 
 # Every kind of fault.
 test: $(VENV)/installed-dev
@@ -27,6 +27,7 @@ test: $(VENV)/installed-dev
 # The many more cases of the same tests.
 test-others: $(VENV)/installed-dev
 	$(QUICK) -m "not compile and not triton and thorough"
+	$(INTERPRETED) -m "triton and thorough" tests/ops
 	$(COMPILED) -m "compile and thorough"
 
 test-all: test test-others

@@ -49,6 +49,15 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture
+def no_pictures() -> Iterator[None]:
+    """Train without drawing; see `runs.pictures`."""
+    from runs.pictures import without_pictures
+
+    with without_pictures():
+        yield
+
+
+@pytest.fixture
 def shapes_unchecked() -> Iterator[None]:
     """Let unfit arguments reach the library's own checks, as they do for users.
 

@@ -82,19 +82,53 @@ FIRST = {
 }
 # What Triton's interpreter is asked for; the rest is for a GPU.
 INTERPRETED = {torch.bfloat16: (), torch.float16: (*FEW, *MORE, *SMALL), torch.float32: (*EVERY, *SMALL)}
+# Of these the interpreter takes seconds for what another case, or the same one in another dtype, shows as well.
+INTERPRETED_LONG = {
+    torch.float16: (),
+    torch.float32: (
+        "halo: block 1",
+        "halo: stride 2",
+        "halo: stride equals an odd block",
+        "halo: no tables",
+        "halo: no tables, stride 2",
+        "halo: the paper's window",
+        "halo: the paper's window, masked",
+        "halo: four groups, stride 2",
+        "halo: many chunks of keys",
+        "halo: heads of 3",
+        "halo: heads of 8",
+        "halo: heads of 20",
+        "halo: a tail of columns",
+        "halo: a wide window in two parts",
+        "halo: logits turned round",
+        "halo: a scale of zero",
+        "axial: rows",
+        "axial: many lines",
+        "axial: as many lines as lanes",
+        "axial: rows, plus a map",
+        "axial: a line of 56 pixels",
+    ),
+}
 
 
-def calls(cases: dict[str, Case], dtypes: Iterable[torch.dtype] = DTYPES) -> pytest.MarkDecorator:
-    """Run a test with every case in every dtype, on a GPU only where the interpreter is not asked for it."""
-    return pytest.mark.parametrize(("case", "dtype"), list(_calls(cases, dtypes)))
+def calls(
+    cases: dict[str, Case], dtypes: Iterable[torch.dtype] = DTYPES, *, thorough: Iterable[torch.dtype] = ()
+) -> pytest.MarkDecorator:
+    """Run a test with every case in every dtype, on a GPU only where the interpreter is not asked for it.
+
+    thorough: dtypes that the interpreter computes for `make test-all` only.
+    """
+    return pytest.mark.parametrize(("case", "dtype"), list(_calls(cases, dtypes, thorough)))
 
 
-def _calls(cases: dict[str, Case], dtypes: Iterable[torch.dtype]) -> Iterator[object]:
+def _calls(cases: dict[str, Case], dtypes: Iterable[torch.dtype], thorough: Iterable[torch.dtype]) -> Iterator[object]:
     for dtype in dtypes:
         for name, case in cases.items():
-            gpu = () if name in INTERPRETED[dtype] else (pytest.mark.gpu,)
-            first = (pytest.mark.gpu_first,) if name in FIRST[dtype] else ()
-            yield pytest.param(case, dtype, id=f"{name}-{dtype}", marks=(*gpu, *first))
+            marks = [] if name in INTERPRETED[dtype] else [pytest.mark.gpu]
+            marks += [pytest.mark.gpu_first] if name in FIRST[dtype] else []
+            if DEVICE == "cpu" and (dtype in thorough or name in INTERPRETED_LONG.get(dtype, ())):
+                marks.append(pytest.mark.thorough)
+            yield pytest.param(case, dtype, id=f"{name}-{dtype}", marks=marks)
 
 
 def smaller(case: Case) -> Case:

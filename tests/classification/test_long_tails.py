@@ -6,23 +6,15 @@ import pytest
 import torch
 from runs.colour_folders import colour_folders, quick_recipe
 from runs.interrupted_runs import assert_same_run, rows, stop_at
+from runs.pictures import without_pictures
 
-from parhelion.classification import plots
 from parhelion.errors import UserError
 from parhelion.runs.request import Request
 from parhelion.runs.trainer import train
 
 CHANGES = {"batch": 8, "accumulate": 2, "mixup": 0.2, "checkpoint_updates": 2}
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def no_pictures():
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(plots, "draw_scores", lambda *_: None)
-        monkeypatch.setattr(plots, "draw_sheet", lambda out, *_: (out / plots.SHEET).touch())
-        yield
+pytestmark = pytest.mark.usefixtures("one_thread", "no_pictures")
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +31,8 @@ def plain(data, tmp_path_factory):
     """The run in which rare images count and come no more often than others."""
     torch.set_num_threads(1)
     out = tmp_path_factory.mktemp("runs") / "plain"
-    train(quick_recipe(**CHANGES), Request(data=str(data), out=out, quiet=True))
+    with without_pictures():
+        train(quick_recipe(**CHANGES), Request(data=str(data), out=out, quiet=True))
     return out
 
 

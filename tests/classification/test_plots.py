@@ -25,7 +25,7 @@ def test_learning_curves_are_drawn_from_one_epoch_on(tmp_path, epochs):
     assert drawn(tmp_path / "curves.png")
 
 
-@pytest.mark.parametrize("classes", [1, 11, 45])
+@pytest.mark.parametrize("classes", [1, 45, pytest.param(11, marks=pytest.mark.thorough)])
 def test_confusion_is_drawn_for_few_and_many_classes(tmp_path, classes):
     counts = torch.randint(5, (classes, classes))
     # No image of this class: no division by zero.
@@ -34,7 +34,7 @@ def test_confusion_is_drawn_for_few_and_many_classes(tmp_path, classes):
     assert drawn(tmp_path / "c.png")
 
 
-@pytest.mark.parametrize(("wrong", "right"), [(0, 3), (3, 0), (9, 11), (1, 1)])
+@pytest.mark.parametrize(("wrong", "right"), [(0, 3), (3, 0), (9, 11), pytest.param(1, 1, marks=pytest.mark.thorough)])
 def test_a_sheet_is_drawn_with_and_without_mistakes(tmp_path, wrong, right):
     colour, grey = (Image.fromarray(np.random.default_rng(0).integers(0, 255, s, "uint8")) for s in [(5, 7, 3), (5, 7)])
     tiles = [Tile(image=colour, predicted="Shirt", confidence=0.75, true="Coat of $ many colours")] * wrong

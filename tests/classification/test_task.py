@@ -7,7 +7,7 @@ from runs.colour_folders import TRAIN, VAL, colour_folders, colour_shards, quick
 from safetensors.torch import load_file
 from torch import nn
 
-from parhelion.classification import plots, scores
+from parhelion.classification import scores
 from parhelion.classification import task as classification
 from parhelion.classification.saved import Classifier
 from parhelion.data.sources import Source
@@ -63,6 +63,7 @@ def test_a_run_leaves_its_record_and_returns_what_a_table_needs(tmp_path, data):
             assert (tmp_path / "run" / picture).read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_one_seed_gives_identical_runs_and_another_does_not(tmp_path, data):
     noisy = quick_recipe(dropout=0.25, drop_path=0.25, crop="resized", erase=0.5, randaugment=3)
     train(noisy, Request(data=str(data), out=tmp_path / "a", quiet=True))
@@ -92,6 +93,7 @@ def test_the_weights_are_those_of_the_last_complete_epoch(tmp_path, data, monkey
     assert len(rows(out)) == 2
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_a_loss_that_is_not_finite_keeps_the_weights_of_the_epoch_before(tmp_path, data, monkeypatch):
     out, steps, whole = tmp_path / "run", [], classification.cross_entropy
 
@@ -121,9 +123,8 @@ def test_a_start_that_fails_leaves_no_folder(tmp_path, data):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_stream_with_more_validation_images_than_it_says_is_told_once(tmp_path, data, capsys, monkeypatch):
-    for picture in ("draw_scores", "draw_sheet"):
-        monkeypatch.setattr(plots, picture, lambda *_: None)
+@pytest.mark.usefixtures("no_pictures")
+def test_a_stream_with_more_validation_images_than_it_says_is_told_once(tmp_path, data, capsys):
     shards = colour_shards(data, tmp_path / "shards", train=(12,), val=(3,))
     info = json.loads((shards / "_info.json").read_text())
     info["splits"]["val"]["shard_lengths"] = [1]
@@ -138,6 +139,7 @@ def test_a_source_without_images_is_refused_before_training():
             classification.check_some_images(Source("mine", train_images, val_images, ("a",)))
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_a_bad_image_is_refused_or_counted_as_the_recipe_says(tmp_path, capsys):
     data = colour_folders(tmp_path / "data")
     truncate(data / "train" / "red" / "4.jpg")
@@ -152,6 +154,7 @@ def test_a_bad_image_is_refused_or_counted_as_the_recipe_says(tmp_path, capsys):
     assert "blue/2.jpg" in said[1]
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_half_precision_trains_and_is_evaluated_in_float32(tmp_path, data):
     result = train(quick_recipe(precision="bf16"), Request(data=str(data), out=tmp_path / "run", quiet=True))
     assert math.isfinite(result["loss"])
@@ -165,6 +168,7 @@ def test_fp16_without_a_gpu_is_one_sentence(tmp_path, data):
         train(quick_recipe(precision="fp16"), Request(data=str(data), out=tmp_path / "run", quiet=True))
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_grey_images_train_a_network_of_one_channel(tmp_path, data):
     train(quick_recipe(in_chans=1, epochs=1), Request(data=str(data), out=tmp_path / "run", quiet=True))
     assert Classifier.load(tmp_path / "run").preprocessing.in_chans == 1

@@ -71,15 +71,16 @@ def test_on_a_terminal_models_and_predictions_are_tables(capsys, monkeypatch, ru
     assert "probability" in printed(capsys, "predict", run, data / "val" / "red" / "1.png")
 
 
-def test_quiet_training_and_going_on_print_nothing(capsys, monkeypatch, data, tmp_path):
-    for picture in ("draw_scores", "draw_sheet"):
-        monkeypatch.setattr(plots, picture, lambda *_: None)
+@pytest.mark.usefixtures("no_pictures")
+def test_quiet_training_and_going_on_print_nothing(capsys, data, tmp_path):
     # Sharding would be remarked on: there is one process.
     words = ("--data", str(data), "--out", str(tmp_path / "run"), *QUICK, "--updates", "1", "--sharding", "fsdp")
     assert main(["train", "resnet_tiny", *words, "--quiet"]) == 0
     # Without its last picture the run is not finished.
+    (tmp_path / "run" / plots.SHEET).unlink()
     assert main(["train", "--resume", str(tmp_path / "run"), "--quiet"]) == 0
     assert capsys.readouterr() == ("", "")
+    (tmp_path / "run" / plots.SHEET).unlink()
     assert main(["train", "--resume", str(tmp_path / "run")]) == 0
     said = capsys.readouterr()
     assert "going on with" in said.out

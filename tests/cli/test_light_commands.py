@@ -1,28 +1,46 @@
 """Help, lists, and mistakes that need no model are answered without torch and timm, whose import takes seconds."""
 
+import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from parhelion.cli import VERBS
 
-COMMAND = """
-import sys
+COMMANDS = """
+import io, json, sys
 from parhelion.cli import main
-code = main(sys.argv[1:])
-print(code, *sorted({"torch", "timm"} & sys.modules.keys()), file=sys.stderr)
+
+answers, usual = [], (sys.stdout, sys.stderr)
+for words in json.loads(sys.argv[1]):
+    before = set(sys.modules)
+    sys.stdout, sys.stderr = said = [io.TextIOWrapper(io.BytesIO(), encoding="utf-8") for _ in usual]
+    code = main(words)
+    for stream in said:
+        stream.flush()
+    heavy = sorted({"torch", "timm"} & (sys.modules.keys() - before))
+    answers.append([code, *(stream.buffer.getvalue().decode() for stream in said), heavy])
+sys.stdout, sys.stderr = usual
+print(json.dumps(answers))
 """
 
 
-def light(*words: object, code: int) -> str:
-    """What the command line prints in a process of its own, which ends with `code` and without torch and timm."""
-    command = [sys.executable, "-c", COMMAND, *map(str, words)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    *sentences, last = done.stderr.splitlines()
-    assert last == str(code), done.stderr
-    return done.stdout if code == 0 else "\n".join(sentences)
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str, str, list[str]]]:
+    """Of each command line, by its words: exit code, output, errors and which of torch and timm it was first to import.
+
+    All in one process, one after the other, which is begun in a folder with a few files.
+    """
+    folder = tmp_path_factory.mktemp("work")
+    for name in ("file", "weights.pt", "damaged.safetensors"):
+        (folder / name).touch()
+    lines = [words for words, _ in (*ANSWERS, *MISTAKES)]
+    command = [sys.executable, "-c", COMMANDS, json.dumps(lines)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert not (folder / "run").exists()
+    return {" ".join(words): answer for words, answer in zip(lines, json.loads(done.stdout), strict=True)}
 
 
 ANSWERS = [
@@ -40,8 +58,10 @@ ANSWERS = [
 
 
 @pytest.mark.parametrize(("words", "part"), ANSWERS, ids=lambda value: " ".join(value)[:40])
-def test_help_and_lists_need_no_torch(words: list[str], part: str) -> None:
-    assert part in light(*words, code=0)
+def test_help_and_lists_need_no_torch(answers, words: list[str], part: str) -> None:
+    code, out, err, heavy = answers[" ".join(words)]
+    assert (code, err, heavy) == (0, "", [])
+    assert part in out
 
 
 TRAIN = ["train", "halonet_tiny", "--data", "bundled", "--out", "run"]
@@ -111,14 +131,9 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize(("words", "sentence"), MISTAKES, ids=lambda value: " ".join(value)[:60])
-def test_mistakes_that_need_no_model_are_told_without_torch(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], sentence: str
-) -> None:
-    for name in ("file", "weights.pt", "damaged.safetensors"):
-        (tmp_path / name).touch()
-    monkeypatch.chdir(tmp_path)
-    said = light(*words, code=2)
-    assert said.startswith("parhelion: ")
-    assert said.count("\n") == 0
-    assert sentence in said
-    assert not (tmp_path / "run").exists()
+def test_mistakes_that_need_no_model_are_told_without_torch(answers, words: list[str], sentence: str) -> None:
+    code, out, err, heavy = answers[" ".join(words)]
+    assert (code, out, heavy) == (2, "", [])
+    assert err.startswith("parhelion: ")
+    assert err.count("\n") == 1
+    assert sentence in err

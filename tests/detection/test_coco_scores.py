@@ -205,11 +205,11 @@ def test_of_a_thousand_instances_a_hundred_detections_count():
 
 
 def test_more_than_a_hundred_detections_count_where_asked():
-    boxes = [(5 * (place % 50), 5 * (place // 50), 4, 4) for place in range(1000)]
+    boxes = [(5 * (place % 50), 5 * (place // 50), 4, 4) for place in range(500)]
     crowded = annotated(*(annotation(number + 1, 20, 2, box) for number, box in enumerate(boxes)))
     results = [detection(20, 2, box, 1 - place / 2000) for place, box in enumerate(boxes)]
     scores = coco_scores(crowded, results, masks=False, most=400)
-    assert [scores.box[name] for name in ("ar1", "ar10", "ar100", "ar400")] == pytest.approx([0.001, 0.01, 0.1, 0.4])
+    assert [scores.box[name] for name in ("ar1", "ar10", "ar100", "ar400")] == pytest.approx([0.002, 0.02, 0.2, 0.8])
     assert scores.box["ap"] == pytest.approx(pycocotools_ap(crowded, results, "bbox", 400), abs=1e-6)
     assert scores.box["ap"] > 3 * coco_scores(crowded, results, masks=False).box["ap"]
     assert "AR, 400 each" in scores.text()

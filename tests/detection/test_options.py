@@ -6,7 +6,8 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from runs.tiny_scenes import draw_nothing, quick_detector, tiny_scenes
+from runs.pictures import without_pictures
+from runs.tiny_scenes import quick_detector, tiny_scenes
 from safetensors.torch import load_file
 from timm.models import checkpoint_seq
 
@@ -58,9 +59,7 @@ def trained(data, tmp_path_factory):
                 (out / "found.json").write_text(json.dumps(found.entries))
                 return found
 
-            with pytest.MonkeyPatch.context() as monkeypatch:
-                draw_nothing(monkeypatch)
-                monkeypatch.setattr(scores, "outcome", noted)
+            with without_pictures(), patch.object(scores, "outcome", noted):
                 train(recipe, Request(data=data, out=out, quiet=True))
         return known[recipe]
 
@@ -97,8 +96,8 @@ def test_a_field_changes_what_comes_out(field, trained):
     assert not are_equal(trained(replace(base, **{field: CHANGES[field]})), trained(base))
 
 
-def test_the_base_is_the_same_twice(trained, data, tmp_path, monkeypatch):
-    draw_nothing(monkeypatch)
+@pytest.mark.usefixtures("no_pictures")
+def test_the_base_is_the_same_twice(trained, data, tmp_path):
     train(BASE, Request(data=data, out=tmp_path / "run", quiet=True))
     assert are_equal(tmp_path / "run", trained(BASE))
 
@@ -126,8 +125,8 @@ def test_the_rate_falls_after_so_many_updates_or_after_those_that_are_named(trai
     assert rates(named) == pytest.approx([peak, peak / 10, peak / 10, peak / 100])
 
 
-def test_a_short_try_of_a_long_recipe_trains_and_says_that_the_rate_does_not_fall(data, tmp_path, capsys, monkeypatch):
-    draw_nothing(monkeypatch)
+@pytest.mark.usefixtures("no_pictures")
+def test_a_short_try_of_a_long_recipe_trains_and_says_that_the_rate_does_not_fall(data, tmp_path, capsys):
     long = replace(BASE, schedule="step", drop_updates=(1, 60_000), updates=2, warmup_epochs=0.0)
     train(long, Request(data=data, out=tmp_path / "run"))
     assert [line for line in capsys.readouterr().err.splitlines() if "drop_updates" in line] == [
@@ -175,7 +174,7 @@ def test_checkpoints_are_as_many_and_as_close_as_asked(trained):
     assert sorted(path.name for path in (far / "checkpoints").iterdir()) == ["000000004"]
 
 
-def test_sharding_says_when_there_is_nobody_to_share_with(data, tmp_path, capsys, monkeypatch):
-    draw_nothing(monkeypatch)
+@pytest.mark.usefixtures("no_pictures")
+def test_sharding_says_when_there_is_nobody_to_share_with(data, tmp_path, capsys):
     train(replace(BASE, sharding="fsdp", updates=1), Request(data=data, out=tmp_path / "run"))
     assert "sharding is fsdp, but one process alone holds all weights" in capsys.readouterr().err

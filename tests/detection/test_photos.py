@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from runs.tiny_scenes import annotations_of, draw_nothing, quick_detector, tiny_scenes
+from runs.tiny_scenes import annotations_of, quick_detector, tiny_scenes
 
 from parhelion.cli import main
 from parhelion.detection.predict import Prediction, predictions
@@ -14,7 +14,7 @@ from parhelion.errors import UserError
 from parhelion.runs.request import Request
 from parhelion.runs.trainer import train
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "no_pictures")
 
 
 def photos(root: Path) -> str:
@@ -28,8 +28,7 @@ def photos(root: Path) -> str:
     return data
 
 
-def test_a_run_on_photos_as_stored_stays_so_to_the_last_picture(tmp_path, capsys, monkeypatch):
-    draw_nothing(monkeypatch)
+def test_a_run_on_photos_as_stored_stays_so_to_the_last_picture(tmp_path, capsys):
     data, out = photos(tmp_path / "data"), tmp_path / "run"
     with pytest.raises(UserError, match=r"4 of its 4 images are turned upright by their EXIF .*--exif stored.*ation 6"):
         train(quick_detector(epochs=1), Request(data=data, out=tmp_path / "upright", quiet=True))
@@ -50,8 +49,7 @@ def test_a_run_on_photos_as_stored_stays_so_to_the_last_picture(tmp_path, capsys
     assert "2 of its 2 images are turned upright by their EXIF orientation" in capsys.readouterr().err
 
 
-def test_when_every_image_is_skipped_it_is_said_which_and_why(tmp_path, capsys, monkeypatch):
-    draw_nothing(monkeypatch)
+def test_when_every_image_is_skipped_it_is_said_which_and_why(tmp_path, capsys):
     data, out = photos(tmp_path / "data"), tmp_path / "run"
     recipe = quick_detector(epochs=1, warmup_epochs=0.0, on_bad_image="skip")
     with pytest.raises(UserError) as caught:

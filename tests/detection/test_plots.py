@@ -132,7 +132,7 @@ def a_pair(size):
     return Pair(image=grey(size), truth=true, found=found_in(size))
 
 
-@pytest.mark.parametrize("count", [1, 2, 5])
+@pytest.mark.parametrize("count", [1, 5, pytest.param(2, marks=pytest.mark.thorough)])
 def test_a_sheet_is_drawn_from_one_pair_on(tmp_path, count):
     sizes = [(60, 100), (100, 61), (45, 200), (230, 47)] * 3
     with warnings.catch_warnings():
@@ -166,7 +166,12 @@ ROWS = [
 
 @pytest.mark.parametrize(
     "rows",
-    [ROWS, ROWS[:1], [{"epoch": 1, "train_loss": 2.0}, *ROWS[1:]], [{"epoch": 1, "train_loss": 2.0}]],
+    [
+        ROWS,
+        pytest.param(ROWS[:1], marks=pytest.mark.thorough),
+        [{"epoch": 1, "train_loss": 2.0}, *ROWS[1:]],
+        [{"epoch": 1, "train_loss": 2.0}],
+    ],
     ids=["three epochs", "one epoch", "one epoch without a validation", "no validation"],
 )
 def test_curves_are_drawn_from_what_there_is(tmp_path, rows):

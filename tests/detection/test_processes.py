@@ -1,12 +1,12 @@
-"""Several processes on one detection run, started as a user would: by torchrun, on this machine's CPU."""
+"""Several processes on one detection run under torchrun, on this machine's CPU."""
 
 import json
 import math
 import shutil
 
 import pytest
+from runs.launched import in_processes
 from runs.tiny_scenes import TINY, TRAIN, VAL, tiny_scenes
-from runs.two_processes import in_two_processes
 
 from parhelion.cli import main
 from parhelion.detection.saved import Detector
@@ -26,20 +26,12 @@ def data(tmp_path_factory):
     return tiny_scenes(tmp_path_factory.mktemp("scenes") / "data")
 
 
-@pytest.fixture(scope="module")
-def runs(data, tmp_path_factory):
-    """What two processes print, and the folders of their runs, one after the other, since starting them takes longest:
-    one that shares nothing but gradients, and one that shares weights and batch statistics, too.
-    """
-    folder = tmp_path_factory.mktemp("runs")
-    program = folder / "both.py"
-    program.write_text(
-        "import json, sys; from parhelion.cli import main; sys.exit(max(map(main, json.loads(sys.argv[1]))))"
-    )
-    kinds = {"apart": ("--no-sync-bn",), "parts": ("--sharding", "fsdp", "--ema-decay", "0.5")}
-    words = [["train", *WORDS, "--data", data, "--out", str(folder / kind), *kinds[kind]] for kind in kinds]
-    done = in_two_processes(program, words)
-    return done.stdout, folder / "apart", folder / "parts"
+def trained(data, folder, *words):
+    """What two processes print when they train, and the folder of their run."""
+    out = folder / "run"
+    codes, launch = in_processes(folder / "launch", [["train", *WORDS, "--data", data, "--out", str(out), *words]])
+    assert codes == [[0], [0]], launch.err
+    return launch.out, out
 
 
 def lines(path):
@@ -66,10 +58,10 @@ def assert_scores_are_those_of_one_process(out, data, capsys):
         assert scores[kind]["ar100"] == pytest.approx(last[f"{kind}_ar100"], abs=0.1)
 
 
-def test_two_processes_train_evaluate_and_are_gone_on_with_by_one(runs, data, tmp_path, capsys):
-    said, out, _ = runs
-    # Of two runs, by the first process alone.
-    assert said.count("epoch 2/2") == 2
+def test_two_processes_train_evaluate_and_are_gone_on_with_by_one(data, tmp_path, capsys):
+    said, out = trained(data, tmp_path, "--no-sync-bn")
+    # By the first process alone.
+    assert said.count("epoch 2/2") == 1
     assert_whole(out)
     assert_scores_are_those_of_one_process(out, data, capsys)
     # The averages of batch norms that are evaluated are those that are saved.
@@ -86,8 +78,8 @@ def test_two_processes_train_evaluate_and_are_gone_on_with_by_one(runs, data, tm
 
 
 @pytest.mark.thorough
-def test_parts_of_weights_and_shared_batch_statistics_train_too(runs, data, capsys):
-    _, _, out = runs
+def test_parts_of_weights_and_shared_batch_statistics_train_too(data, tmp_path, capsys):
+    _, out = trained(data, tmp_path, "--sharding", "fsdp", "--ema-decay", "0.5")
     assert_whole(out)
     assert len(list((out / "checkpoints" / f"{UPDATES:09d}").glob("*.safetensors"))) == 2
     assert_scores_are_those_of_one_process(out, data, capsys)

@@ -4,13 +4,13 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
+from multiprocessing import get_context
 
 import pytest
 import torch
 from runs.interrupted_runs import assert_same_run, rows, saved, stop_at
-from runs.tiny_scenes import CATEGORIES, change, draw_nothing, quick_detector, tiny_scenes
+from runs.pictures import without_pictures
+from runs.tiny_scenes import CATEGORIES, change, quick_detector, tiny_scenes
 
 from parhelion.cli import main
 from parhelion.detection import scores
@@ -47,20 +47,14 @@ def whole(data, tmp_path_factory):
     """The run that nothing interrupted."""
     torch.set_num_threads(1)
     out = tmp_path_factory.mktemp("runs") / "whole"
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        draw_nothing(monkeypatch)
+    with without_pictures():
         train(quick_detector(**CHANGES), Request(data=data, out=out, quiet=True))
     assert len(rows(out / "losses.jsonl")) == UPDATES
     return out
 
 
-@pytest.fixture
-def no_pictures(monkeypatch):
-    draw_nothing(monkeypatch)
-
-
 @pytest.mark.usefixtures("no_pictures")
-@pytest.mark.parametrize("update", [1, 2, UPDATES - 1])
+@pytest.mark.parametrize("update", [1, pytest.param(2, marks=pytest.mark.thorough), UPDATES - 1])
 def test_a_run_that_dies_in_an_update_ends_as_if_it_had_not(data, whole, tmp_path, monkeypatch, update):
     class Dead(BaseException):
         pass
@@ -78,25 +72,16 @@ def test_a_run_that_dies_in_an_update_ends_as_if_it_had_not(data, whole, tmp_pat
 
 
 @pytest.mark.slow
-def test_a_killed_process_is_gone_on_with_from_the_command_line(data, whole, tmp_path, capsys):
+def test_a_killed_process_is_gone_on_with_from_the_command_line(data, whole, tmp_path, capsys, monkeypatch):
     out = tmp_path / "run"
-    program = (
-        "import os, signal, sys; from pathlib import Path; from parhelion.runs.trainer import train;"
-        "from parhelion.runs.request import Request; from parhelion.train import loop;"
-        "from runs.tiny_scenes import quick_detector; from detection.test_resume import CHANGES;"
-        "update = loop._update\n"
-        "def watched(run, parts, watch):\n"
-        "    if run.state.update == 4: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "    return update(run, parts, watch)\n"
-        "loop._update = watched\n"
-        "train(quick_detector(**CHANGES), Request(data=sys.argv[1], out=Path(sys.argv[2]), quiet=True))\n"
-    )
-    path = os.pathsep.join(["tests", *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-    done = subprocess.run(
-        [sys.executable, "-c", program, data, str(out)], env=environment, capture_output=True, timeout=120, check=False
-    )
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    stop_at(monkeypatch, 4, lambda: os.kill(os.getpid(), signal.SIGKILL))
+    # A copy of this process, since a new one would need seconds to start.
+    request = Request(data=data, out=out, quiet=True)
+    process = get_context("fork").Process(target=train, args=(quick_detector(**CHANGES), request))
+    process.start()
+    process.join(timeout=120)
+    assert process.exitcode == -signal.SIGKILL
+    monkeypatch.undo()
     assert not (out / SHEET).exists()
     assert main(["train", "--resume", str(out), "--workers", "1"]) == 0
     assert f"going on with {out} after update 4 of {UPDATES}" in capsys.readouterr().out

@@ -4,6 +4,7 @@ import math
 import pytest
 import torch
 from runs.colour_folders import colour_folders, quick_recipe, truncate
+from runs.pictures import without_pictures
 from runs.tiny_scenes import (
     CATEGORIES,
     EMPTY,
@@ -11,7 +12,6 @@ from runs.tiny_scenes import (
     VAL,
     annotations_of,
     change,
-    draw_nothing,
     quick_detector,
     tiny_scenes,
 )
@@ -44,16 +44,10 @@ def data(tmp_path_factory):
     return tiny_scenes(tmp_path_factory.mktemp("scenes") / "data")
 
 
-@pytest.fixture
-def no_pictures(monkeypatch):
-    draw_nothing(monkeypatch)
-
-
 def trained(recipe, data, out):
     """A run without pictures, and its folder."""
     torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        draw_nothing(monkeypatch)
+    with without_pictures():
         train(recipe, Request(data=data, out=out, quiet=True))
     return out
 
@@ -67,7 +61,7 @@ def quick(data, tmp_path_factory):
 @pytest.fixture(scope="module")
 def learned(data, tmp_path_factory):
     """A run long enough to find something."""
-    recipe = quick_detector(epochs=24, lr_per_256=0.5, sampled_boxes=16)
+    recipe = quick_detector(epochs=14, lr_per_256=0.7, sampled_boxes=16)
     return trained(recipe, data, tmp_path_factory.mktemp("runs") / "learned")
 
 

@@ -84,7 +84,7 @@ def nothing_is_fetched(theirs: MaskRCNN, monkeypatch: pytest.MonkeyPatch) -> lis
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backbone", ["resnet50", "timm:resnet50"])
+@pytest.mark.parametrize("backbone", ["resnet50", pytest.param("timm:resnet50", marks=pytest.mark.thorough)])
 def test_what_is_found_is_what_torchvision_finds(
     backbone: str, theirs: MaskRCNN, scene: Any, nothing_is_fetched: list[dict[str, Any]]
 ) -> None:

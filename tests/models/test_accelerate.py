@@ -2,12 +2,9 @@
 
 import copy
 import io
-import subprocess
-import sys
 from collections.abc import Callable
 from importlib import import_module
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -117,10 +114,13 @@ def assert_within_budget(model: nn.Module, *draws: Tensor) -> None:
             assert_as_exact_as(ours[name], simulation, exact)
 
 
-@pytest.mark.parametrize(
+networks = pytest.mark.parametrize(
     "name",
     [pytest.param(name, marks=[] if name in FEW_NETWORKS else [pytest.mark.thorough]) for name in NETWORKS],
 )
+
+
+@networks
 def test_timms_networks_keep_outputs_gradients_and_statistics(name: str) -> None:
     _, px, _ = NETWORKS[name]
     model, images = network(name).double(), torch.randn(1, 3, px, px).double()
@@ -128,7 +128,7 @@ def test_timms_networks_keep_outputs_gradients_and_statistics(name: str) -> None
     assert_close(results(ours, images), results(model, images))
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@networks
 def test_every_kind_of_layer_of_timms_networks_stays_within_the_error_budget(name: str) -> None:
     layers = [module for module in network(name).modules() if isinstance(module, HaloAttn)]
     for layer in {(str(layer), layer.block_size, layer.halo_size): layer for layer in layers}.values():
@@ -355,16 +355,3 @@ def test_the_report_is_printed_unless_it_is_switched_off(capsys: pytest.CaptureF
 def test_what_is_no_model_is_refused_in_a_sentence(argument: Any, words: str) -> None:
     with pytest.raises(UserError, match=rf"^accelerate takes a torch\.nn\.Module, .*{words}"):
         parhelion.accelerate(argument)
-
-
-def test_gsa_pytorch_is_not_needed(tmp_path: Path) -> None:
-    program = """
-import sys
-sys.modules["gsa_pytorch"] = None  # an import of it now raises ModuleNotFoundError
-import parhelion
-from timm.layers.halo_attn import HaloAttn
-parhelion.accelerate(HaloAttn(8, num_heads=2))
-"""
-    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == "Accelerated 1 HaloAttn: the model itself.\n"

@@ -2,7 +2,7 @@
 
 import copy
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,13 @@ MODELS: dict[str, dict[str, Any]] = {
     "resnet_tiny": {},
     "halonet_tiny, patches": {"stem": "patch4"},
 }
-every_model = pytest.mark.parametrize("name", MODELS)
+# What each shows alone: global attention; windows, the masked border and convolutions; the stem of patches.
+FEW = ("gsa_tiny", "hybrid", "halonet_tiny, patches")
+
+
+def few_of(names: Iterable[str], few: Sequence[str]) -> list[Any]:
+    """All names as parameters; those that are not among the few are thorough."""
+    return [pytest.param(name, marks=[] if name in few else [pytest.mark.thorough]) for name in names]
 
 
 def network(name: str, **choices: Any) -> nn.Module:
@@ -104,12 +110,12 @@ def assert_serves_every_size(
             same(program(images), model(images))
 
 
-@every_model
+@pytest.mark.parametrize("name", few_of(MODELS, FEW))
 def test_one_program_with_named_dimensions_serves_every_size(name: str) -> None:
     assert_serves_every_size(network(name), NAMED)
 
 
-@pytest.mark.parametrize("name", ["gsa_tiny", "hybrid"])
+@pytest.mark.parametrize("name", few_of(["gsa_tiny", "hybrid"], ["gsa_tiny"]))
 def test_one_program_with_automatic_dimensions_serves_every_size(name: str) -> None:
     assert_serves_every_size(network(name), AUTOMATIC)
 
@@ -189,7 +195,7 @@ ONNX_MODELS = {
 }
 
 
-@pytest.mark.parametrize("name", ONNX_MODELS)
+@pytest.mark.parametrize("name", few_of(ONNX_MODELS, ["gsa_tiny", "hybrid", "accelerated network of timm"]))
 def test_an_onnx_file_computes_what_the_model_does(name: str, tmp_path: Path) -> None:
     model, images = ONNX_MODELS[name](), torch.randn(2, 3, 39, 53)
     assert_computes_the_same(onnx_outputs(model, images, tmp_path / "m.onnx", dynamo=True), model, images)
@@ -214,7 +220,8 @@ def test_an_onnx_file_of_a_layer_serves_every_size(tmp_path: Path) -> None:
             dynamic_shapes=(AUTOMATIC,),
         )
     session = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
-    for batch, h, w in SIZES:
+    # Less than a block, several, and many lines; errors are simulated at each size, which takes seconds.
+    for batch, h, w in ((1, 20, 50), (3, 33, 47), (2, 73, 20)):
         images = torch.randn(batch, 6, h, w)
         (actual,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
         assert_computes_the_same(torch.from_numpy(actual), layers, images)

@@ -67,10 +67,12 @@ def fresh_compiler():
     torch.compiler.reset()
 
 
+# Inductor compiles all three operations at once where compiling comes first, below.
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.thorough)])
 @operations
-def test_one_graph_gives_the_eager_result_and_gradients(build: Callable[[], Operation]):
+def test_one_graph_gives_the_eager_result_and_gradients(build: Callable[[], Operation], backend: str):
     operation, maps = build(), packed(6, 10)
-    compiled = torch.compile(operation, fullgraph=True)
+    compiled = torch.compile(operation, fullgraph=True, backend=backend)
     assert_close(result_and_gradients(compiled, maps), result_and_gradients(operation, maps), rtol=1e-4, atol=1e-4)
 
 

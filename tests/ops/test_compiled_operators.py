@@ -153,7 +153,9 @@ NAMES = tuple(f"{name}{way}" for name in ("halo", "content", "axial") for way in
 
 
 @kernels
-@pytest.mark.parametrize("layout", [Tensor.contiguous, axes_exchanged, channels_first])
+@pytest.mark.parametrize(
+    "layout", [Tensor.contiguous, axes_exchanged, pytest.param(channels_first, marks=pytest.mark.thorough)]
+)
 @pytest.mark.parametrize("name", [*NAMES, "axial plus a map", "halo without tables", "halo backward without tables"])
 def test_operators_keep_the_contract_of_torch_library(name: str, layout: Callable[[Tensor], Tensor]):
     operator, arguments = operator_calls()[name]

@@ -33,7 +33,7 @@ def test_the_number_of_threads_changes_no_bit(case: Case, dtype: torch.dtype, le
     tensors = case.tensors(dtype)
     torch.set_num_threads(1)
     one = result_and_gradients(case, tensors)
-    for threads in (2, 2, 3):
+    for threads in (2, 3):
         torch.set_num_threads(threads)
         assert_equal(result_and_gradients(case, tensors), one)
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
@@ -33,6 +34,18 @@ pytestmark = [
     ),
 ]
 small = pytest.mark.parametrize("case", SMALL.values(), ids=SMALL.keys())
+# One more of many cases, for which the interpreter takes seconds.
+interpreted_for_long = [pytest.mark.thorough] if DEVICE == "cpu" else []
+
+
+def but(slow: str) -> pytest.MarkDecorator:
+    """Every small case; the interpreter computes the one called `slow` for `make test-all` only."""
+    cases = [
+        pytest.param(case, id=name, marks=interpreted_for_long if name == slow else []) for name, case in SMALL.items()
+    ]
+    return pytest.mark.parametrize("case", cases)
+
+
 bfloat16 = pytest.param(torch.bfloat16, marks=(pytest.mark.gpu, pytest.mark.gpu_first))
 
 
@@ -40,6 +53,12 @@ def run(case: Case, tensors: list[Tensor]) -> list[Tensor]:
     """The output and the gradients, computed by the kernels on the device."""
     found = result_and_gradients(case, [tensor.to(DEVICE) for tensor in tensors], "triton")
     return [tensor.cpu() for tensor in found]
+
+
+@cache
+def expected_run(case: Case) -> list[Tensor]:
+    """Output and gradients of the case in float32."""
+    return run(case, case.tensors(torch.float32))
 
 
 # Exactness
@@ -61,13 +80,13 @@ def test_output_and_gradients_are_as_exact_as_the_reference(case: Case, dtype: t
     assert_on_gpu_within_budget(smaller(case), dtype)
 
 
-@calls(SMALL)
+@calls(SMALL, thorough=(torch.float32,))
 def test_several_images_and_heads_are_kept_apart(case: Case, dtype: torch.dtype):
     shapes = tuple((2, *shape[1:3], 3, shape[4]) if len(shape) == 5 else shape for shape in case.shapes)
     assert_on_gpu_within_budget(replace(case, shapes=shapes), dtype)
 
 
-@calls(SMALL)
+@calls(SMALL, thorough=(torch.float32,))
 def test_logits_of_ten_thousand_stay_finite_and_exact(case: Case, dtype: torch.dtype):
     case = replace(case, largeness=3e3)
     if dtype == torch.float16:
@@ -110,7 +129,12 @@ def test_kernels_on_tensor_cores_that_lose_two_bits_are_not_exact_enough(case: C
         assert_on_gpu_within_budget(case, torch.float32, TensorCore(lost=2))
 
 
-@pytest.mark.parametrize("dtype", [bfloat16, torch.float16, torch.float32], ids=str)
+# The interpreter runs one program after the other.
+@pytest.mark.parametrize(
+    "dtype",
+    [bfloat16, *(pytest.param(dtype, marks=interpreted_for_long) for dtype in (torch.float16, torch.float32))],
+    ids=str,
+)
 def test_two_runs_are_bitwise_equal(dtype: torch.dtype):
     for case in SMALL.values():
         assert_equal(run(case, case.tensors(dtype)), run(case, case.tensors(dtype)))
@@ -129,32 +153,36 @@ def poison() -> Iterator[None]:
 
 
 @pytest.mark.gpu_first
-@small
+@but("halo")
 @pytest.mark.usefixtures("poison")
 def test_what_memory_held_before_does_not_matter(case: Case):
     found = run(case, case.tensors(torch.float32))
     torch.use_deterministic_algorithms(False)
-    assert_equal(found, run(case, case.tensors(torch.float32)))
+    assert_equal(found, expected_run(case))
 
 
-@small
+@but("halo")
 def test_nothing_beside_the_maps_is_read(case: Case):
     tensors = [tensor.to(DEVICE) for tensor in case.tensors(torch.float16)]
     assert_equal(run(case, [amid_nan(tensor) for tensor in tensors]), run(case, tensors))
 
 
-LAYOUTS = (channels_first, heads_first, axes_exchanged, amid_channels_of_nan)
+LAYOUTS = (
+    channels_first,
+    amid_channels_of_nan,
+    *(pytest.param(layout, marks=interpreted_for_long) for layout in (heads_first, axes_exchanged)),
+)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.__name__)
-@small
+@but("halo")
 def test_memory_may_be_in_any_order(case: Case, layout: Callable[[Tensor], Tensor]):
     tensors = [tensor.to(DEVICE) for tensor in case.tensors(torch.float32)]
     laid_out = [layout(tensor) if tensor.ndim == 5 else tensor.t().contiguous().t() for tensor in tensors]
-    assert_equal(run(case, laid_out), run(case, tensors))
+    assert_equal(run(case, laid_out), expected_run(case))
 
 
-@small
+@but("halo, stride 2")
 def test_gradients_may_be_expanded(case: Case):
     *leaves, towards = case.tensors(torch.float32)
     expanded = towards[:1, :1, :1, :1, :1].expand_as(towards)
@@ -164,7 +192,7 @@ def test_gradients_may_be_expanded(case: Case):
 # Dtypes
 
 
-@small
+@but("halo, stride 2")
 def test_tables_stay_in_their_own_dtype(case: Case):
     tensors = case.tensors(torch.float16)
     wide = [tensor.float() if tensor.ndim == 2 else tensor for tensor in tensors]
@@ -177,7 +205,9 @@ def test_tables_stay_in_their_own_dtype(case: Case):
 # Not a number
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")], ids=str)
+@pytest.mark.parametrize(
+    "value", [float("nan"), float("inf"), pytest.param(float("-inf"), marks=interpreted_for_long)], ids=str
+)
 @small
 def test_what_is_not_finite_shows_in_the_outputs_of_the_equation(case: Case, value: float):
     tensors = case.tensors(torch.float32)[:-1]

@@ -87,11 +87,12 @@ def launch_many(sized: Callable[[int, int, int], Case], least: int, count: int) 
         result_and_gradients(case, case.tensors(torch.bfloat16), "triton")
 
 
+@pytest.mark.parametrize("count", [100, pytest.param(400, marks=pytest.mark.thorough)])
 @pytest.mark.parametrize("sized", SIZED.values(), ids=SIZED.keys())
-def test_a_kernel_is_compiled_once_for_400_sizes_of_maps(
-    specialisations: Specialisations, sized: Callable[[int, int, int], Case]
+def test_a_kernel_is_compiled_once_for_many_sizes_of_maps(
+    specialisations: Specialisations, sized: Callable[[int, int, int], Case], count: int
 ):
-    launch_many(sized, 17, 400)
+    launch_many(sized, 17, count)
     assert specialisations.found
     assert {len(kinds) for kinds in specialisations.found.values()} == {1}
     # Only axial attention cuts axes of different lengths into different tiles: 32 or 64 pixels where the axis fits into
@@ -159,7 +160,7 @@ def least_kib(monkeypatch: pytest.MonkeyPatch, case: Case, dtype: torch.dtype) -
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("capability", [86, 90])
+@pytest.mark.parametrize("capability", [90, pytest.param(86, marks=pytest.mark.thorough)])
 def test_no_plan_is_allowed_on_a_card_that_shares_less_memory_than_triton_allocates(
     monkeypatch: pytest.MonkeyPatch, capability: int
 ):

@@ -6,10 +6,8 @@ from dataclasses import replace
 import pytest
 from runs.colour_folders import colour_folders, quick_recipe, truncate
 from runs.interrupted_runs import assert_same_run, stop_at
-from runs.tiny_scenes import draw_nothing as draw_no_detections
 from runs.tiny_scenes import quick_detector, tiny_scenes
 
-from parhelion.classification import plots
 from parhelion.errors import UserError
 from parhelion.runs.request import Request
 from parhelion.runs.trainer import train
@@ -17,14 +15,7 @@ from parhelion.runs.trainer import train
 # The last map has 1/8 of the image's side; that of the detector's backbone 1/16.
 SMALLEST, SMALLEST_DETECTED = 8, 16
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch):
-    draw_no_detections(monkeypatch)
-    monkeypatch.setattr(plots, "draw_scores", lambda *_: None)
-    monkeypatch.setattr(plots, "draw_sheet", lambda out, *_: (out / plots.SHEET).touch())
+pytestmark = pytest.mark.usefixtures("one_thread", "no_pictures")
 
 
 @pytest.fixture(scope="module")

@@ -7,10 +7,10 @@ from unittest.mock import patch
 import pytest
 import torch
 from runs.colour_folders import colour_folders, quick_recipe
+from runs.pictures import without_pictures
 from safetensors.torch import load_file
 from timm.models import checkpoint_seq
 
-from parhelion.classification import plots
 from parhelion.classification.recipe import ClassificationRecipe
 from parhelion.classification.saved import Classifier
 from parhelion.runs.request import Request
@@ -55,9 +55,8 @@ def trained(data, tmp_path_factory):
     def of(recipe):
         if recipe not in known:
             known[recipe] = tmp_path_factory.mktemp("runs") / "run"
-            with pytest.MonkeyPatch.context() as monkeypatch:
-                for picture in ("draw_scores", "draw_sheet"):
-                    monkeypatch.setattr(plots, picture, lambda *_: None)
+            # Costs are counted without the weights, and take as long as the training.
+            with without_pictures(), patch("parhelion.classification.task.multiply_adds", return_value=1):
                 train(recipe, Request(data=str(data), out=known[recipe], quiet=True))
         return known[recipe]
 
@@ -138,6 +137,7 @@ def test_checkpoints_are_as_many_and_as_close_as_asked(trained):
     assert sorted(path.name for path in (far / "checkpoints").iterdir()) == ["000000003"]
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_sharding_says_when_there_is_nobody_to_share_with(data, tmp_path, capsys):
     train(replace(BASE, sharding="fsdp", updates=1), Request(data=str(data), out=tmp_path / "run"))
     assert "sharding is fsdp, but one process alone holds all weights" in capsys.readouterr().err

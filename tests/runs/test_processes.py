@@ -1,4 +1,4 @@
-"""Several processes on one run, started as a user would: by torchrun, on this machine's CPU."""
+"""Several processes on one run under torchrun, on this machine's CPU."""
 
 import contextlib
 import io
@@ -8,17 +8,17 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
 from runs.colour_folders import colour_folders, colour_shards, truncate
-from runs.two_processes import in_two_processes
+from runs.launched import ends_with_code, in_processes, launched, wait_for
+from runs.pictures import without_pictures
 from safetensors.torch import load_file
 
 from parhelion.cli import main
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread", "no_pictures")]
 
 # SGD, because Adam divides by tiny gradients in its first updates, which makes rounding large.
 WORDS = (
@@ -33,41 +33,22 @@ def data(tmp_path_factory):
     return colour_folders(tmp_path_factory.mktemp("colours"))
 
 
-def command(processes, data, out, *words, restarts=0):
-    launch = ["--standalone", f"--nproc-per-node={processes}", f"--max-restarts={restarts}", "-m", "parhelion.cli"]
-    return [sys.executable, "-m", "torch.distributed.run", *launch, "train", *arguments(data, out, *words)]
-
-
 def arguments(data, out, *words):
-    return [*WORDS, "--data", str(data), "--out", str(out), *words]
+    return ["train", *WORDS, "--data", str(data), "--out", str(out), *words]
 
 
-@contextlib.contextmanager
-def started(words, **options):
-    """The process of a command, asked to stop, and its workers with it, should the test fail before its end."""
-    with subprocess.Popen(words, env={**os.environ, "OMP_NUM_THREADS": "1"}, **options) as process:
-        try:
-            yield process
-        finally:
-            if process.poll() is None:
-                process.terminate()
-
-
-def run(processes, data, out, *words):
-    """Train in `processes` processes, to the end."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        command(processes, data, out, *words), env=environment, capture_output=True, text=True, timeout=300, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout + done.stderr
+def run(folder, processes, *words):
+    """Train in `processes` processes, to the end; what they said."""
+    codes, launch = in_processes(folder, [arguments(*words)], processes=processes)
+    assert codes == [[0]] * processes, launch.err
+    return launch.out + launch.err
 
 
 def run_here(data, out, *words):
     """Train in this process alone, which need not start first."""
     said = io.StringIO()
     with contextlib.redirect_stdout(said):
-        assert main(["train", *arguments(data, out, *words)]) == 0
+        assert main(arguments(data, out, *words)) == 0
     return said.getvalue()
 
 
@@ -92,7 +73,8 @@ def alone(data, tmp_path_factory):
     """The run of one process."""
     out = tmp_path_factory.mktemp("runs") / "alone"
     torch.set_num_threads(1)
-    run_here(data, out)
+    with without_pictures():
+        run_here(data, out)
     return out
 
 
@@ -100,12 +82,13 @@ def alone(data, tmp_path_factory):
 def two(data, tmp_path_factory):
     """The run of two processes that share the weights' parts."""
     out = tmp_path_factory.mktemp("runs") / "two"
-    run(2, data, out, "--sharding", "fsdp", "--ema-decay", "0.5")
+    with without_pictures():
+        run(out.with_name("launch"), 2, data, out, "--sharding", "fsdp", "--ema-decay", "0.5")
     return out
 
 
 def test_two_processes_have_the_losses_of_one(data, alone, tmp_path):
-    run(2, data, tmp_path / "ddp")
+    run(tmp_path / "launch", 2, data, tmp_path / "ddp")
     assert_same_losses(losses(tmp_path / "ddp"), losses(alone))
     ours, theirs = (load_file(out / "weights.safetensors") for out in (tmp_path / "ddp", alone))
     for name, tensor in theirs.items():
@@ -125,7 +108,7 @@ def test_parts_that_two_saved_go_on_in_another_number_of_processes(data, two, tm
     # As if the run had been killed after the checkpoint before the last.
     shutil.rmtree(out / "checkpoints" / f"{UPDATES:09d}")
     words = (data, out, "--sharding", "fsdp", "--ema-decay", "0.5", "--resume")
-    said = run_here(*words) if processes == 1 else run(processes, *words)
+    said = run_here(*words) if processes == 1 else run(tmp_path / "launch", processes, *words)
     assert f"after update {UPDATES - 1} of {UPDATES}" in said
     assert_same_losses(losses(out), losses(two))
     ours, theirs = (load_file(folder / "weights.safetensors") for folder in (out, two))
@@ -136,17 +119,11 @@ def test_parts_that_two_saved_go_on_in_another_number_of_processes(data, two, tm
 def test_a_killed_worker_is_restarted_and_the_run_completes(data, tmp_path):
     out = tmp_path / "killed"
     # Long enough not to be over when the worker is found.
-    words = command(2, data, out, "--resume", "--epochs", "10", restarts=2)
-    with started(words, stderr=subprocess.DEVNULL) as launcher:
-        deadline = time.monotonic() + 120
-        while not list(out.glob("checkpoints/0*")) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        children = subprocess.run(
-            ["pgrep", "-f", f"parhelion.cli train .*{out}"], capture_output=True, text=True, check=True
-        )
-        worker = max(int(child) for child in children.stdout.split() if int(child) != launcher.pid)
-        os.kill(worker, signal.SIGKILL)
-        assert launcher.wait(timeout=300) == 0
+    work = ends_with_code(arguments(data, out, "--resume", "--epochs", "10"))
+    with launched(tmp_path / "launch", work, restarts=2) as launch:
+        wait_for(lambda: list(out.glob("checkpoints/0*")))
+        os.kill(launch.workers()[1], signal.SIGKILL)
+        assert launch.code() == 0, launch.err
     assert [row["update"] for row in lines(out / "losses.jsonl")] == list(range(1, 5 * UPDATES + 1))
     assert [row["epoch"] for row in lines(out / "metrics.jsonl")] == list(range(1, 11))
     assert json.loads((out / "environment.json").read_text())["before"]
@@ -154,10 +131,11 @@ def test_a_killed_worker_is_restarted_and_the_run_completes(data, tmp_path):
 
 def test_a_launcher_that_is_asked_to_stop_lets_the_run_save_and_one_process_goes_on(data, alone, tmp_path):
     out = tmp_path / "stopped"
-    with started(command(2, data, out), stderr=subprocess.PIPE, text=True) as launcher:
-        deadline = time.monotonic() + 120
-        while not list(out.glob("checkpoints/0*")) and time.monotonic() < deadline:
-            time.sleep(0.05)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    words = [*launch, "-m", "parhelion.cli", *arguments(data, out)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(words, env=environment, stderr=subprocess.PIPE, text=True) as launcher:
+        wait_for(lambda: list(out.glob("checkpoints/0*")), 120)
         launcher.send_signal(signal.SIGTERM)
         said = launcher.communicate(timeout=60)[1]
     assert "goes on" in said
@@ -179,18 +157,12 @@ def with_images(data, folder, left, broken=()):
 
 
 def test_two_processes_evaluate_what_there_is_and_end_alike_for_what_one_of_them_meets(data, tmp_path):
-    program = tmp_path / "all.py"
-    program.write_text(
-        "import json, os, pathlib, sys; from parhelion.cli import main\n"
-        "codes = [main(words) for words in json.loads(sys.argv[1])]\n"
-        "pathlib.Path(__file__).with_name('codes' + os.environ['RANK']).write_text(json.dumps(codes))"
-    )
     streams = colour_shards(data, tmp_path / "shards", train=(6, 3, 5), val=(2,))
     single = with_images(data, tmp_path / "single", ["red/1"])
     bad = with_images(data, tmp_path / "bad", ["blue/1", "red/1"], broken=["red/1"])
     none = with_images(data, tmp_path / "none", ["blue/1"], broken=["blue/1"])
     again = ("--epochs", "1", "--warmup-epochs", "0.5", "--on-bad-image")
-    words = [
+    commands = [
         arguments("wds/colours", tmp_path / "streams", *again, "refuse", "--data-dir", str(streams)),
         arguments(single, tmp_path / "one", *again, "refuse"),
         # The second process alone meets the image that cannot be read.
@@ -201,17 +173,15 @@ def test_two_processes_evaluate_what_there_is_and_end_alike_for_what_one_of_them
         # Only the first process looks at the folder.
         arguments(single, tmp_path / "one", *again, "refuse"),
     ]
-    done = in_two_processes(program, [["train", *one] for one in words])
-    # Each process writes a file: lines that two processes print at once may be mixed.
-    codes = [json.loads(program.with_name(f"codes{rank}").read_text()) for rank in range(2)]
+    codes, launch = in_processes(tmp_path / "launch", commands)
     assert codes == [[0, 0, 2, 0, 2, 2]] * 2
-    assert "Traceback" not in done.stderr
+    assert "Traceback" not in launch.err
     for sentence in (
         f"parhelion: cannot read the image {bad / 'val' / 'red' / '1.png'}",
         "parhelion: none of the 1 images could be used; the first: cannot read the image",
         f"parhelion: --out {tmp_path / 'one'} already holds a run",
     ):
-        assert done.stderr.count(sentence) == 2
+        assert launch.err.count(sentence) == 2
     for out, skipped in (("streams", 0), ("one", 0), ("skipped", 1)):
         (row,) = lines(tmp_path / out / "metrics.jsonl")
         assert row["skipped_images"] == skipped
@@ -223,10 +193,8 @@ def test_an_image_that_one_of_two_cannot_read_ends_both_at_once(data, tmp_path):
     images = tmp_path / "images"
     shutil.copytree(data, images)
     truncate(images / "train" / "red" / "4.jpg")
-    done = subprocess.run(
-        command(2, images, tmp_path / "run"), capture_output=True, text=True, timeout=100, check=False
-    )
-    assert done.returncode
+    with launched(tmp_path / "launch", ends_with_code(arguments(images, tmp_path / "run"))) as launch:
+        assert launch.code() == 1
     # Both say why, and none that the other is gone.
-    assert done.stderr.count("parhelion: cannot read the image") == 2
-    assert "onnection" not in done.stderr
+    assert launch.err.count("parhelion: cannot read the image") == 2
+    assert "onnection" not in launch.err

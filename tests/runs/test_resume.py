@@ -13,6 +13,7 @@ import pytest
 import torch
 from runs.colour_folders import colour_folders, quick_recipe, truncate
 from runs.interrupted_runs import assert_same_run, saved, stop_at
+from runs.pictures import without_pictures
 
 from parhelion.classification import plots, scores
 from parhelion.cli import main
@@ -57,26 +58,14 @@ def whole(data, tmp_path_factory):
     """The run that nothing interrupted."""
     torch.set_num_threads(1)
     out = tmp_path_factory.mktemp("runs") / "whole"
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        draw_nothing(monkeypatch)
+    with without_pictures():
         train(quick_recipe(**CHANGES), Request(data=str(data), out=out, quiet=True))
     return out
 
 
-def draw_nothing(monkeypatch):
-    """Leave out the pictures, which take longer than the training; the last one tells that the run is finished."""
-    monkeypatch.setattr(plots, "draw_scores", lambda *_: None)
-    monkeypatch.setattr(plots, "draw_sheet", lambda out, *_: (out / plots.SHEET).touch())
-
-
-@pytest.fixture
-def no_pictures(monkeypatch):
-    draw_nothing(monkeypatch)
-
-
 @pytest.mark.slow
 @pytest.mark.usefixtures("no_pictures")
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.thorough), 1])
 def test_a_run_killed_at_random_instants_ends_as_if_it_had_not_been(data, whole, tmp_path, workers):
     out, kills, instants = tmp_path / "run", 0, random.Random(5 + workers)
     recipe = quick_recipe(**CHANGES, workers=workers)

@@ -8,23 +8,16 @@ import torch
 from runs.colour_folders import colour_folders, quick_recipe
 from safetensors.torch import load_file
 
-from parhelion.classification import plots
 from parhelion.runs.request import Request
 from parhelion.runs.trainer import train
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "no_pictures")
 QUICK = quick_recipe(epochs=2, batch=8, checkpoint_updates=1)  # 8 updates
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     return str(colour_folders(tmp_path_factory.mktemp("colours")))
-
-
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch):
-    monkeypatch.setattr(plots, "draw_scores", lambda *_: None)
-    monkeypatch.setattr(plots, "draw_sheet", lambda out, *_: (out / plots.SHEET).touch())
 
 
 def weights(out: Path) -> torch.Tensor:

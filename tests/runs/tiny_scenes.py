@@ -9,7 +9,6 @@ import numpy as np
 from data.annotated.coco_folders import annotation, run_lengths
 from PIL import Image
 
-from parhelion.detection import task as detection
 from parhelion.detection.recipe import DetectionRecipe
 from parhelion.recipes.table import recipe
 
@@ -54,12 +53,6 @@ def quick_detector(**changes: object) -> DetectionRecipe:
     small = recipe("mask_rcnn_halonet_tiny")
     quick = replace(small, **TINY, image_px=64, epochs=2, batch=4, warmup_epochs=0.5, seed=7)
     return replace(quick, **changes)
-
-
-def draw_nothing(monkeypatch: Any) -> None:
-    """Leave out the pictures, which take longer than the training; the last one tells that the run is finished."""
-    monkeypatch.setattr(detection, "learning_curves", lambda *_: None)
-    monkeypatch.setattr(detection, "draw_sheet", lambda _detector, _images, path, _title: path.touch())
 
 
 def annotations_of(data: str, split: str) -> Path:

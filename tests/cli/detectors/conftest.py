@@ -4,7 +4,8 @@ import pytest
 import torch
 from cli.quick_words import QUICK, TRAIN
 from runs.colour_folders import COLOURS, colour_folders
-from runs.tiny_scenes import annotations_of, draw_nothing, tiny_scenes
+from runs.pictures import without_pictures
+from runs.tiny_scenes import annotations_of, tiny_scenes
 
 from parhelion.cli import main
 
@@ -25,8 +26,7 @@ def run(data, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "quick"
     torch.set_num_threads(1)
     words = ("--epochs", "12", "--lr-per-256", "0.5", "--sampled-boxes", "16")
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        draw_nothing(monkeypatch)
+    with without_pictures():
         assert main([*TRAIN, "--data", data, "--out", str(out), *QUICK, *words]) == 0
     return out
 
@@ -38,5 +38,6 @@ def classifier(tmp_path_factory):
     colours = colour_folders(folder / "data", colours=dict(list(COLOURS.items())[:2]))
     words = ("--image-px", "16", "--epochs", "1", "--batch", "10", "--warmup-epochs", "0")
     torch.set_num_threads(1)
-    assert main(["train", "resnet_tiny", "--data", str(colours), "--out", str(folder / "run"), *words]) == 0
+    with without_pictures():
+        assert main(["train", "resnet_tiny", "--data", str(colours), "--out", str(folder / "run"), *words]) == 0
     return folder / "run"

@@ -12,7 +12,7 @@ from cli.quick_words import QUICK, TRAIN
 from pycocotools.coco import COCO
 from runs.colour_folders import truncate
 from runs.tiny_scenes import TRAIN as TRAIN_IMAGES
-from runs.tiny_scenes import VAL, annotations_of, change, draw_nothing, tiny_scenes
+from runs.tiny_scenes import VAL, annotations_of, change, tiny_scenes
 
 from parhelion.cli import main
 
@@ -116,8 +116,8 @@ def test_large_ids_come_back_and_what_is_not_used_as_it_stands_is_said(capsys, r
     assert "all are kept" in scores[0]["notes"][0]
 
 
-def test_boxes_alone_are_scored_and_named(capsys, data, images, tmp_path, monkeypatch):
-    draw_nothing(monkeypatch)
+@pytest.mark.usefixtures("no_pictures")
+def test_boxes_alone_are_scored_and_named(capsys, data, images, tmp_path):
     out = tmp_path / "run"
     words = ("--epochs", "1", "--updates", "2", "--no-masks")
     assert main([*TRAIN, "--data", data, "--out", str(out), *QUICK, *words]) == 0

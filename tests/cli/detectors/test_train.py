@@ -3,7 +3,7 @@
 import pytest
 from cli.command_line import printed
 from cli.quick_words import QUICK, TRAIN
-from runs.tiny_scenes import annotations_of, change, draw_nothing, tiny_scenes
+from runs.tiny_scenes import annotations_of, change, tiny_scenes
 
 from parhelion.cli import main
 from parhelion.recipes.table import recipe
@@ -27,8 +27,8 @@ def test_the_help_of_a_detection_recipe_shows_every_field_with_the_recipes_value
     assert "--fpn-width" not in printed(capsys, "train", "halonet_tiny", "--help")
 
 
-def test_training_prints_an_epoch_in_a_line_and_what_was_clipped_or_left_out(capsys, tmp_path, monkeypatch):
-    draw_nothing(monkeypatch)
+@pytest.mark.usefixtures("no_pictures")
+def test_training_prints_an_epoch_in_a_line_and_what_was_clipped_or_left_out(capsys, tmp_path):
     data = tiny_scenes(tmp_path / "data", train=4, val=2)
 
     def spoiled(annotations):
