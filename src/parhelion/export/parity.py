@@ -17,7 +17,8 @@ from parhelion.export.facts import Facts
 from parhelion.export.faults import named_fault
 from parhelion.export.running import Opened, RuntimeRefusalError
 from parhelion.shapes import Tensor
-from parhelion.speed.timing import interleaved, summary
+from parhelion.speed.timing import summary
+from parhelion.speed.turns import in_turns
 
 # Two batch sizes, and images for each at a size that is not the trained one.
 BATCHES = {1: 4, 8: 16}
@@ -379,6 +380,6 @@ def _one_batch(facts: Facts, given: Photos, batch: int) -> tuple[Tensor, Tensor]
 def _rates(
     batch: int, first: Callable[[], Tensor], second: Callable[[], Tensor], say: Callable[[str], None]
 ) -> tuple[float, float]:
-    samples = interleaved({"first": lambda: (first(),), "second": lambda: (second(),)}, rounds=ROUNDS, say=say)
+    samples = in_turns({"first": lambda: (first(),), "second": lambda: (second(),)}, rounds=ROUNDS, say=say)
     one, other = (batch / summary(seconds).median for seconds in samples.values())
     return one, other
