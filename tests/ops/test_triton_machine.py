@@ -13,7 +13,7 @@ import torch
 from kernel_cases import Case, axial, content, halo
 from ptx.machine import step
 from ptx.process import FAULTS, noted, noted_with
-from ptx.source import Unknown
+from ptx.source import UnknownError
 from triton_cases import EVERY, smaller
 
 from parhelion.ops import gpu
@@ -63,7 +63,7 @@ def process() -> Iterator[ProcessPoolExecutor]:
         yield pool
 
 
-@pytest.mark.parametrize(("case", "dtype"), calls())
+@pytest.mark.parametrize(("case", "dtype"), list(calls()))
 def test_compiled_kernels_are_exact_and_keep_to_the_rules(process: ProcessPoolExecutor, case: Case, dtype: torch.dtype):
     assert process.submit(noted, case, dtype).result() == {}
 
@@ -83,5 +83,5 @@ def test_planted_faults_are_noted(process: ProcessPoolExecutor, fault: str):
 
 
 def test_an_instruction_that_the_machine_does_not_know_is_named():
-    with pytest.raises(Unknown, match=r"wgmma\.mma_async\.sp"):
+    with pytest.raises(UnknownError, match=r"wgmma\.mma_async\.sp"):
         step("wgmma.mma_async.sp")

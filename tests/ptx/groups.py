@@ -8,7 +8,7 @@ import numpy as np
 from ptx.program import WARP, Program
 from ptx.registers import Array, Mask
 from ptx.shared import GROUP
-from ptx.source import Instruction, Unknown
+from ptx.source import Instruction, UnknownError
 from ptx.warps import held_of, itemsize, numbers, rows_of
 
 PRODUCT = re.compile(r"wgmma\.mma_async\.sync\.aligned\.m64n(\d+)k(?:16|8)\.f32\.(bf16|f16|tf32)\.\2")
@@ -30,7 +30,7 @@ def multiply(instruction: Instruction, program: Program, mask: Mask | None) -> N
     to, a, b, scale, *signs_and_ways = instruction.operands
     signs, ways = signs_and_ways[:2], [*signs_and_ways[2:]]
     if signs != [1, 1]:
-        raise Unknown(instruction.text)
+        raise UnknownError(instruction.text)
     in_registers = isinstance(a, tuple)
     way_b, way_a = (ways.pop() if ways else 0), (ways.pop() if ways else 0)
     read = program.registers.read
@@ -50,7 +50,7 @@ def _of_each_group(program: Program, factor: Factor, dtype: str) -> Array:
     """The factor in float32 (groups, rows, numbers), as each group's descriptor has it."""
     each = np.broadcast_to(factor.descriptor, program.registers.threads).reshape(-1, THREADS)
     program.problems.note(
-        "the threads of a group have different descriptors", unless=bool((each.T == each[:, 0]).all())
+        "the threads of a group have different descriptors", unless=bool(np.ptp(each, axis=1).max() == 0)
     )
     found = []
     for group, descriptor in enumerate(each[:, 0].tolist()):
@@ -68,7 +68,7 @@ def places(descriptor: int, rows: int, size: int, *, transposed: bool) -> Array:
     start, leading, stride = ((descriptor >> bit & 0x3FFF) << 4 for bit in (0, 16, 32))
     mode, base = descriptor >> 62 & 3, descriptor >> 49 & 7
     if not mode or base:
-        raise Unknown(f"a matrix without swizzle, or with a base offset: descriptor {descriptor:#x}")
+        raise UnknownError(f"a matrix without swizzle, or with a base offset: descriptor {descriptor:#x}")
     swizzle = {1: 128, 2: 64, 3: 32}[mode]
     row, number = np.arange(rows)[:, None], np.arange(BYTES // size)
     if transposed:

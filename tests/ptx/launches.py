@@ -3,7 +3,7 @@
 The process is spoilt for a GPU and for Triton's interpreter (`machine_code.compiled_only`).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
@@ -16,7 +16,7 @@ from parhelion.ops import gpu
 from ptx.machine import Kernel
 from ptx.problems import Problems
 from ptx.registers import Array
-from ptx.source import source
+from ptx.source import Source, source
 from ptx.tensors import Tensors
 
 
@@ -33,36 +33,35 @@ def on_machine(edited: Callable[[str], str] = str) -> Iterator[Problems]:
         def run(launch: gpu.Launch) -> None:
             compile_launch(launch)
             _, code = launched.pop()
-            run_compiled(launch, edited(code.asm["ptx"]), code.metadata.shared, problems)
+            # Triton makes constants of some numbers, such as those that are 1.
+            arguments = [x for path, x in _flat(launch.arguments) if path not in code.src.constants]
+            kernel = source(edited(code.asm["ptx"]))
+            run_compiled(kernel, arguments, launch.grid, code.metadata.shared, problems)
 
         with patch.object(gpu.Launch, "__call__", run):
             yield problems
 
 
-def run_compiled(launch: gpu.Launch, ptx: str, shared_bytes: int, problems: Problems) -> None:
-    """Run the compiled kernel of a launch."""
-    kernel = source(ptx)
-    arguments = [*_flat(launch.arguments)]
-    # Triton adds addresses of memory that none of our kernels asks for.
-    arguments += [0] * (len(kernel.parameters) - len(arguments))
-    parameters = {
-        name: _number(argument, kind)
-        for (name, kind), argument in zip(kernel.parameters.items(), arguments, strict=True)
-    }
+def run_compiled(
+    kernel: Source, arguments: Sequence[Any], grid: Sequence[int], shared_bytes: int, problems: Problems
+) -> None:
+    """Run a compiled kernel, called with tensors and numbers."""
+    # Triton adds two addresses of memory that none of our kernels asks for.
+    given = zip(kernel.parameters.items(), [*arguments, 0, 0], strict=True)
+    parameters = {name: _number(argument, kind) for (name, kind), argument in given}
     tensors = Tensors((x for x in arguments if isinstance(x, Tensor)), problems)
-    Kernel(kernel, parameters, tensors, shared_bytes, problems)(launch.grid)
+    Kernel(kernel, parameters, tensors, shared_bytes, problems)(grid)
 
 
-def _flat(argument: Any) -> Iterator[Any]:
+def _flat(argument: Any, path: tuple[int, ...] = ()) -> Iterator[tuple[tuple[int, ...], Any]]:
+    """What is inside of tuples, with its place in each."""
     if isinstance(argument, tuple):
-        for one in argument:
-            yield from _flat(one)
+        for place, one in enumerate(argument):
+            yield from _flat(one, (*path, place))
     else:
-        yield argument
+        yield path, argument
 
 
 def _number(argument: Any, kind: str) -> Array:
-    return np.array(
-        [argument.data_ptr() if isinstance(argument, Tensor) else argument],
-        {"u64": np.uint64, "u32": np.uint32, "f32": np.float32}[kind],
-    )
+    number = argument.data_ptr() if isinstance(argument, Tensor) else argument
+    return np.array([number], {"u64": np.uint64, "u32": np.uint32, "f32": np.float32}[kind])

@@ -12,7 +12,7 @@ from ptx.problems import Problems
 from ptx.program import Program
 from ptx.registers import Array, Mask, Registers
 from ptx.shared import Shared
-from ptx.source import Instruction, Source, Unknown
+from ptx.source import Instruction, Source, UnknownError
 from ptx.tensors import Tensors
 
 Step = Callable[[Instruction, Program, Mask | None], None]
@@ -77,12 +77,12 @@ class Kernel(NamedTuple):
             if do is not None:
                 do(instruction, program, None if mask is None or mask.all() else mask)
             elif mask is not None and not mask.all():
-                raise Unknown(f"threads take different ways: {instruction.text}")
+                raise UnknownError(f"threads take different ways: {instruction.text}")
             elif instruction.opcode == "ret":
                 return
             else:
                 at = labels[str(instruction.operands[0])]
-        raise Unknown(f"a program that takes more than {MOST_STEPS} steps")
+        raise UnknownError(f"a program that takes more than {MOST_STEPS} steps")
 
 
 @functools.cache
@@ -97,7 +97,7 @@ def step(opcode: str) -> Step | None:
     for pattern, do in STEPS.items():
         if pattern.fullmatch(opcode):
             return do
-    raise Unknown(f"the instruction {opcode}")
+    raise UnknownError(f"the instruction {opcode}")
 
 
 def _parameter(instruction: Instruction, program: Program, mask: Mask | None) -> None:

@@ -1,12 +1,16 @@
 """The registers of all threads of a program: an array with a number for every thread, for each name."""
 
+import re
+from typing import Any
+
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from ptx.source import Instruction, Item, Unknown
+from ptx.source import Instruction, Item, UnknownError
 
-Array = NDArray[np.generic]
+Array = NDArray[Any]
 Mask = NDArray[np.bool_]
+NAMED_BY_LLVM = re.compile(r"%(p|rs|r|rd)\d+")
 
 
 class Registers:
@@ -21,15 +25,18 @@ class Registers:
         """A number for every thread, or one for all where it is a constant."""
         dtype = np.dtype(dtype)
         if isinstance(item, int):
-            if dtype == bool:
+            if dtype.kind == "b":
                 return np.array([item != 0])
             bits = item & (1 << 8 * dtype.itemsize) - 1
             return np.array([bits], np.dtype(f"u{dtype.itemsize}")).view(dtype)
         if item not in self.values:
-            raise Unknown(f"{item} is read before it is written")
+            if not NAMED_BY_LLVM.fullmatch(item):
+                raise UnknownError(f"the register {item}")
+            # The compiler leaves registers unwritten where nothing depends on them; ones are no number, in any dtype.
+            return self.read(-1, dtype)
         value = self.values[item]
         if value.dtype.itemsize < dtype.itemsize:
-            raise Unknown(f"{item}, of type {value.dtype}, is read as {dtype}")
+            raise UnknownError(f"{item}, of type {value.dtype}, is read as {dtype}")
         # A wider register is cut ("Operand Size Exceeding Instruction-Type Size").
         return (
             value.astype(f"u{dtype.itemsize}").view(dtype)
@@ -49,5 +56,5 @@ class Registers:
         """The threads that an instruction is for; None for all."""
         if instruction.guard is None:
             return None
-        guard: Mask = self.read(instruction.guard, bool)  # type: ignore[assignment]
+        guard = self.read(instruction.guard, bool)
         return ~guard if instruction.negated else guard

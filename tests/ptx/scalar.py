@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ptx.registers import Array, Mask, Registers
-from ptx.source import Instruction, Unknown
+from ptx.source import Instruction, UnknownError
 
 
 class Scalar(NamedTuple):
@@ -65,7 +65,7 @@ def divided(x: Array, y: Array) -> Array:
 def multiplied_wide(x: Array, y: Array) -> Array:
     """The product in twice as many bits ("mul")."""
     if x.dtype.itemsize == 8:
-        raise Unknown("a product of 128 bits")
+        raise UnknownError("a product of 128 bits")
     wide = f"{x.dtype.kind}8"
     return x.astype(wide) * y.astype(wide)
 
@@ -130,7 +130,7 @@ TYPES = {  # NumPy's letters
 WIDER = {"H": "I", "h": "i", "I": "Q", "i": "q"}
 
 # By name without its type; t stands for that, w for the type of twice as many bits.
-OPERATIONS = {
+OPERATIONS: dict[str, tuple[Callable[..., Array], str]] = {
     "abs":            (np.abs, "t>t"),
     "add":            (np.add, "tt>t"),
     "and":            (np.bitwise_and, "tt>t"),
@@ -180,6 +180,7 @@ CONVERSIONS = {
     "cvt.u16.u32":       Scalar(same, "I>H"),
     "cvt.u32.u16":       Scalar(same, "H>I"),
     "cvt.u32.u64":       Scalar(same, "Q>I"),
+    "cvt.u64.u16":       Scalar(same, "H>Q"),
     "cvt.u64.u32":       Scalar(same, "I>Q"),
 }
 # fmt: on
@@ -203,7 +204,7 @@ def run(instruction: Instruction, registers: Registers, mask: Mask | None) -> No
     """Compute the result for every thread."""
     found = scalar(instruction.opcode)
     if found is None:
-        raise Unknown(instruction.text)
+        raise UnknownError(instruction.text)
     to, *operands = instruction.operands
     taken, given = found.types.split(">")
     with np.errstate(all="ignore"):

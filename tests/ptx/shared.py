@@ -4,7 +4,7 @@ import numpy as np
 
 from ptx.problems import Problems
 from ptx.registers import Array
-from ptx.source import Unknown
+from ptx.source import UnknownError
 
 GROUP = 4  # warps of a group, which multiplies together
 GROUPS_BIT = 16  # readers: below, a bit for each warp, from here on one for each group that multiplies
@@ -14,8 +14,8 @@ class Shared:
     """Its bytes, and what is known of each: a phase lasts from one barrier of all warps to the next.
 
     Threads go in step, so a race shows by what no barrier orders, and not by wrong numbers. What a matrix instruction
-    of a group (wgmma) reads, it reads through another way, the asynchronous proxy: what a warp wrote must be fenced, and
-    what another group wrote must be fenced by it before a barrier (PTX ISA, "Async proxy", "fence.proxy").
+    of a group (wgmma) reads, it reads through another way, the asynchronous proxy: what a warp wrote must be fenced,
+    and what another group wrote must be fenced by it before a barrier (PTX ISA, "Async proxy", "fence.proxy").
     """
 
     def __init__(self, size: int, problems: Problems) -> None:
@@ -43,14 +43,16 @@ class Shared:
     def write(self, at: Array, data: Array, warps: Array, *, arriving: bool = False) -> None:
         """Write bytes to places (accesses, bytes), each access by a warp; `arriving` for a copy under way."""
         self._check_inside(at)
-        note, others = self.problems.note, ~(1 << warps.astype(np.uint32))[:, None]
+        note, own = self.problems.note, (1 << warps.astype(np.uint32))[:, None]
+        # A product that was waited for is done for the whole group that took it ("wgmma.commit_group").
+        others = ~(own | 1 << (GROUPS_BIT + warps.astype(np.uint32) // GROUP)[:, None])
         note("shared memory is written while another warp may read it", unless=not (self.readers[at] & others).any())
         note("shared memory is written while a product may read it", unless=not self.multiplied[at].any())
         note("shared memory is written while a copy arrives there", unless=not self.arriving[at].any())
         twice = (self.writers[at] & others != 0) & (self.bytes[at] != data)
         self.bytes[at] = data
         note("different numbers are written to one place", unless=not (twice.any() or (self.bytes[at] != data).any()))
-        np.bitwise_or.at(self.writers, at, ~others)
+        np.bitwise_or.at(self.writers, at, own)
         self.last_writer[at] = warps[:, None]
         # A copy (cp.async) needs no fence, only a barrier once it is waited for.
         self.fenced[at] = self.phase if arriving else 0
@@ -95,7 +97,7 @@ class Shared:
         while len(self.products) > under_way + 1:
             for places, group in self.products.pop(0):
                 self.multiplied[places] -= 1
-                # Other warps have not waited yet.
+                # Other groups have not waited for it.
                 self.readers[places] |= np.uint32(1 << GROUPS_BIT + group)
 
     def _check(self, at: Array) -> None:
@@ -105,4 +107,4 @@ class Shared:
 
     def _check_inside(self, at: Array) -> None:
         if at.size and not 0 <= at.min() <= at.max() < self.bytes.size:
-            raise Unknown(f"shared memory has {self.bytes.size} bytes, and {at.min()} to {at.max()} are wanted")
+            raise UnknownError(f"shared memory has {self.bytes.size} bytes, and {at.min()} to {at.max()} are wanted")

@@ -11,7 +11,7 @@ ADDRESS = re.compile(r"\[\s*([%\w]+)\s*(?:\+\s*(-?\w+)\s*)?\]")
 OPERAND = re.compile(r"\{[^}]*\}|\[[^\]]*\]|[^,\s][^,]*")
 
 
-class Unknown(Exception):
+class UnknownError(Exception):
     """PTX that the machine does not know."""
 
 
@@ -52,7 +52,7 @@ def source(ptx: str) -> Source:
     head, body = ptx.split("\n{\n", 1)
     threads = re.search(r"\.reqntid (\d+)", head)
     if threads is None:
-        raise Unknown("a kernel without .reqntid")
+        raise UnknownError("a kernel without .reqntid")
     instructions: list[Instruction] = []
     labels: dict[str, int] = {}
     for line in re.sub(r"//.*", "", body.split("\n}\n", 1)[0]).splitlines():
@@ -68,7 +68,7 @@ def source(ptx: str) -> Source:
 def _instruction(text: str) -> Instruction:
     found = STATEMENT.fullmatch(text)
     if found is None:
-        raise Unknown(text)
+        raise UnknownError(text)
     operands = tuple(_operand(operand) for operand in OPERAND.findall(found["operands"]))
     return Instruction(found["opcode"], operands, found["guard"], bool(found["negated"]), text)
 
@@ -80,7 +80,7 @@ def _operand(text: str) -> Operand:
     if text.startswith("["):
         found = ADDRESS.fullmatch(text)
         if found is None:
-            raise Unknown(text)
+            raise UnknownError(text)
         return Address(found[1], int(found[2] or "0", 0))
     return _item(text)
 
