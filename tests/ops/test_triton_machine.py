@@ -45,11 +45,12 @@ SHORT = {
         "axial: columns, plus a map",
     ),
     torch.float16: ("axial: rows, a longer table",),
+    torch.float32: (),
 }
 
 
 def calls() -> Iterator[object]:
-    """Every case in every narrow dtype; those that are not in `SHORT` are thorough."""
+    """Every case in every dtype; those that are not in `SHORT` are thorough."""
     for dtype, short in SHORT.items():
         for name, case in CASES.items():
             marks = [] if name in short else [pytest.mark.thorough, pytest.mark.slow]

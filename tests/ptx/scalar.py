@@ -47,6 +47,11 @@ def from_float16(bits: Array) -> Array:
     return bits.view("e").astype("f")
 
 
+def to_tf32(number: Array) -> Array:
+    """The bits of the nearest tf32, halves away from zero ("cvt")."""
+    return number.view("I") + 0x1000 & 0xFFFFE000
+
+
 def packed(convert: Callable[[Array], Array]) -> Callable[[Array, Array], Array]:
     """Two numbers converted to 16 bits each, the first one in the upper half ("cvt")."""
     return lambda upper, lower: convert(upper).astype("I") << 16 | convert(lower)
@@ -161,6 +166,7 @@ OPERATIONS: dict[str, tuple[Callable[..., Array], str]] = {
     "setp.le":        (np.less_equal, "tt>?"),
     "setp.lt":        (np.less, "tt>?"),
     "setp.ne":        (unequal, "tt>?"),
+    "setp.num":       (lambda x, y: (x == x) & (y == y), "tt>?"),
     "shf.l.wrap":     (joined_and_shifted_left, "ttt>t"),
     "shl":            (shifted_left, "tI>t"),
     "shr":            (shifted_right, "tI>t"),
@@ -171,6 +177,7 @@ OPERATIONS: dict[str, tuple[Callable[..., Array], str]] = {
 CONVERSIONS = {
     "cvt.f32.bf16":      Scalar(from_bfloat16, "H>f"),
     "cvt.f32.f16":       Scalar(from_float16, "H>f"),
+    "cvt.rna.tf32.f32":  Scalar(to_tf32, "f>I"),
     "cvt.rn.bf16.f32":   Scalar(to_bfloat16, "f>H"),
     "cvt.rn.bf16x2.f32": Scalar(packed(to_bfloat16), "ff>I"),
     "cvt.rn.f16.f32":    Scalar(to_float16, "f>H"),

@@ -53,7 +53,7 @@ def matrices(instruction: Instruction, program: Program, mask: Mask | None) -> N
 def multiply(instruction: Instruction, program: Program, mask: Mask | None) -> None:
     """mma: D = A B + C, A of 16 rows and B of 8 columns, each 32 bytes long, sums in float32.
 
-    Tensor cores cut sums where this rounds them once.
+    Tensor cores cut sums where this rounds them once (in float32, each of the three products of tf32).
     """
     dtype = PRODUCT.fullmatch(instruction.opcode)[1]  # type: ignore[index]
     to, *factors, start = ([*operand] for operand in instruction.operands)
