@@ -14,7 +14,7 @@ from kernel_cases import Case, axial, content, halo
 from ptx.machine import step
 from ptx.process import FAULTS, noted, noted_with
 from ptx.source import UnknownError
-from triton_cases import EVERY, smaller
+from triton_cases import EVERY, SMALL, smaller
 
 from parhelion.ops import gpu
 
@@ -45,16 +45,22 @@ SHORT = {
         "axial: columns, plus a map",
     ),
     torch.float16: ("axial: rows, a longer table",),
-    torch.float32: (),
+}
+# Float32 is tested in Triton's interpreter; here, that three products of tf32 are put together as they should.
+TF32 = {
+    "halo: stride 2, queries count": CASES["halo: stride 2, queries count"],
+    **{name: SMALL[name] for name in ("content, one chunk", "axial, rows")},
 }
 
 
 def calls() -> Iterator[object]:
-    """Every case in every dtype; those that are not in `SHORT` are thorough."""
+    """Every case in both narrow dtypes, a few in float32; those that are not in `SHORT` are thorough."""
     for dtype, short in SHORT.items():
         for name, case in CASES.items():
             marks = [] if name in short else [pytest.mark.thorough, pytest.mark.slow]
             yield pytest.param(case, dtype, id=f"{name}-{dtype}", marks=marks)
+    for name, case in TF32.items():
+        yield pytest.param(case, torch.float32, id=f"{name}-float32", marks=[pytest.mark.thorough, pytest.mark.slow])
 
 
 @pytest.fixture(scope="module")
