@@ -12,7 +12,7 @@ from torchvision.ops import masks_to_boxes
 
 from parhelion.cli import exit_code
 from parhelion.detection.rcnn import mask_rcnn
-from parhelion.speed import products, timing
+from parhelion.speed import products, turns
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -26,7 +26,7 @@ def small(monkeypatch):
     monkeypatch.setattr(detection, "QUICK", replace(QUICK, image_px=64))
     monkeypatch.setattr(detection, "BACKBONES", {"resnet50": BACKBONES["resnet50"]})
     monkeypatch.setattr(Detector, "network", tiny)
-    monkeypatch.setattr(timing, "WARMUP_CALLS", 0)
+    monkeypatch.setattr(turns, "WARMUP_CALLS", 1)
     monkeypatch.setattr(products, "LAST_SIDE", 64)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from cli.command_line import printed
-from export.tiny_exports import CLASSES
+from export.tiny_exports import CLASSES, ONE_CALL
 from PIL import Image
 
 from parhelion.classification.saved import Classifier
@@ -18,7 +18,7 @@ from parhelion.cli import main
 from parhelion.data.transforms import Preprocessing
 from parhelion.export.running import opened
 from parhelion.models import create_model
-from parhelion.speed import timing
+from parhelion.speed import turns
 from parhelion.speed.networks import settled
 
 pytest.importorskip("onnxscript", reason="needs onnxscript, which exports to ONNX")
@@ -31,7 +31,7 @@ FEW = ("--images", "16")
 
 @pytest.fixture(autouse=True)
 def untimed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(timing, "SAMPLE_SECONDS", 0.0)
+    monkeypatch.setattr(turns, "CPU_CLOCK", ONE_CALL)
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def onnx_file(weights: Path) -> Path:
     """An ONNX file of it for images of any size."""
     file = weights.with_name("any.onnx")
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(timing, "SAMPLE_SECONDS", 0.0)
+        monkeypatch.setattr(turns, "CPU_CLOCK", ONE_CALL)
         assert main(["export", str(weights), "--format", "onnx", "--out", str(file), *FEW]) == 0
     return file
 

@@ -4,21 +4,20 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from export.tiny_exports import classifier, opened
+from export.tiny_exports import ONE_CALL, classifier, opened
 from torch import Tensor
 
 from parhelion.data.sources import open_source
 from parhelion.export.parity import Parity, measured, photos
 from parhelion.export.running import Opened
-from parhelion.speed import timing
+from parhelion.speed import turns
 
 pytestmark = pytest.mark.usefixtures("one_thread", "shapes_unchecked")
 
 
 @pytest.fixture(autouse=True)
 def untimed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(timing, "SAMPLE_SECONDS", 0.0)
-    monkeypatch.setattr(timing, "PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(turns, "CPU_CLOCK", ONE_CALL)
 
 
 def parity(found: Opened) -> Parity:

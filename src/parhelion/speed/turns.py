@@ -67,7 +67,7 @@ def gpu_clock() -> Clock:
 
 def in_turns(
     runs: Mapping[str, Run],
-    clock: Clock = CPU_CLOCK,
+    clock: Clock | None = None,
     *,
     rounds: int | None,
     say: Callable[[str], None],
@@ -79,7 +79,7 @@ def in_turns(
 
     Args:
         runs: What is timed, by name.
-        clock: What it is timed with.
+        clock: What it is timed with; `CPU_CLOCK` if not given.
         rounds: None makes 10, or fewer where those would take more than five minutes; 3 at least.
         say: Told what is going on.
         until: When no further round is begun, by `time.monotonic`; one is made in any case.
@@ -87,6 +87,7 @@ def in_turns(
         guard: What one of them is called within, by its name. One whose error the guard keeps drops out, with all its
             turns.
     """
+    clock = clock or CPU_CLOCK
     calls, round_seconds = dict[str, int](), 0.0
     for name, run in runs.items():
         say(f"warming up {name}")
