@@ -83,8 +83,8 @@ def test_a_rehearsal_checks_kernels_plans_and_tests(rehearsal):
     assert set(plans) == {CURRENT, *map(str, REHEARSED)}
     for choice in REHEARSED:
         row = plans[str(choice)]
-        assert set(row["ran"]) == {"forward", "backward_queries", "backward_keys"}
-        assert all(kernel["queries"] == choice.queries for kernel in row["ran"].values())
+        assert set(row["ran"]) == {"halo_forward", "halo_backward_queries", "halo_backward_keys"}
+        assert all(kernel["ahead"] == choice.ahead for kernel in row["ran"].values())
         assert all(kernel["keys"] <= choice.keys for kernel in row["ran"].values())
         assert set(row["seconds"]) == {"forward", "backward"}
     outcomes = [test["outcome"] for test in report["tests"]]
