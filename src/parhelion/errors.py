@@ -34,3 +34,8 @@ def few(names: Sequence[Any], limit: int = 5) -> str:
     """The first names, comma-separated, and how many more there are."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(map(str, names[:limit])) + more
+
+
+def first_line(error: Exception) -> str:
+    """The first line of what `error` says, or its kind where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -9,7 +9,7 @@ from torch import nn
 
 from parhelion.classification.saved import Classifier
 from parhelion.detection.saved import Detector, holds_detector
-from parhelion.errors import UserError, nearest
+from parhelion.errors import UserError, first_line, nearest
 from parhelion.files.weights import read_header
 from parhelion.models import create_model
 from parhelion.models.accelerate import accelerate
@@ -83,9 +83,9 @@ def _by_name(spec: str, weights: Path | None, pretrained: bool) -> Named:
     try:
         model = timm.create_model(name, pretrained=pretrained, checkpoint_path=str(weights or ""))
     except HUB_ERRORS as error:
-        raise UserError(f"timm's weights of {name} cannot be downloaded: {_first_line(error)}") from error
+        raise UserError(f"timm's weights of {name} cannot be downloaded: {first_line(error)}") from error
     except RuntimeError as error:
-        raise UserError(f"the model {spec} cannot be built with these weights: {_first_line(error)}") from error
+        raise UserError(f"the model {spec} cannot be built with these weights: {first_line(error)}") from error
     return Named(model=accelerate(model, report=None), title=spec, class_names=None, note=note)
 
 
@@ -94,8 +94,4 @@ def _saved_by_timm(spec: str) -> nn.Module:
     try:
         return accelerate(timm.create_model(name, pretrained=True), report=None)
     except LOADING_ERRORS as error:
-        raise UserError(f"timm cannot load {spec}: {_first_line(error)}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"timm cannot load {spec}: {first_line(error)}") from error

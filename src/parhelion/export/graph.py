@@ -7,7 +7,7 @@ from torch import nn
 from torch.export import Dim, ExportedProgram
 
 from parhelion.classification.saved import Classifier
-from parhelion.errors import UserError
+from parhelion.errors import UserError, first_line
 from parhelion.export.facts import Facts
 from parhelion.export.resize import Prepare
 from parhelion.models.fold import fold
@@ -58,7 +58,7 @@ def program(classifier: Classifier, facts: Facts) -> ExportedProgram:
             return torch.export.export(network, (images,), dynamic_shapes=(sizes,))
     # What torch.export raises is of many kinds, and nothing of ours is called but the model.
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         hint = "" if facts.fixed else "; --fixed exports it for images of one size"
         raise UserError(f"{classifier.name} cannot be exported ({reason}){hint}") from error
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from parhelion.classification.saved import Classifier
-from parhelion.errors import UserError
+from parhelion.errors import UserError, first_line
 from parhelion.export.facts import Facts
 from parhelion.export.formats import FORMATS, check_installed, check_usable, format_of
 from parhelion.shapes import Tensor
@@ -42,7 +42,7 @@ class Opened:
             answers = self.answer(images.contiguous().cpu().numpy())
         # Each runtime has errors of its own, which have no common ancestor.
         except Exception as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            reason = first_line(error)
             raise RuntimeRefusalError(reason) from error
         return torch.from_numpy(answers)
 

@@ -15,7 +15,7 @@ from parhelion.data.sources import open_source
 from parhelion.data.spelling import BUNDLED, path_of
 from parhelion.data.transforms import INTERPOLATIONS, Preprocessing, eval_transform
 from parhelion.detection.recipe import DetectionRecipe
-from parhelion.errors import UserError, nearest
+from parhelion.errors import UserError, first_line, nearest
 from parhelion.files.run_folder import RECIPE, saved_recipe
 from parhelion.files.weights import is_of_task
 from parhelion.models import create_model
@@ -189,7 +189,7 @@ def _trained(name: str) -> Any:
         return timm.create_model(name, pretrained=True).eval()
     # The hub's client, timm and safetensors have no common ancestor for what can go wrong.
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        reason = first_line(error).rstrip(".")
         raise UserError(
             f"timm's weights of {name} cannot be fetched ({reason}); --untrained exports random ones"
         ) from error
